@@ -1,0 +1,45 @@
+# The two commands that matter: `make demo` and `make test`. Both set up what they need on a fresh machine.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: help setup system-packages demo test fast check format bench soak clean
+
+help: ## What there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: system-packages $(STAMP) ## Debian packages (as root) and the Python packages of the lock file
+
+system-packages:
+	@scripts/system-packages
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@scripts/venv
+	@touch $@
+
+demo: setup ## A farm on this machine builds GNU hello in three environments at once
+	@scripts/demo
+
+test: setup check ## Everything that CI runs
+	$(PYTHON) -m pytest -q
+
+fast: $(STAMP) ## The tests that end in seconds
+	$(PYTHON) -m pytest -q -m "not slow and not system"
+
+check: $(STAMP) ## Format, lint, strict types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: $(STAMP)
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: setup ## Latency, throughput and memory, as ratios in one run
+	$(PYTHON) -m tests.bench
+
+soak: setup ## The slow proofs
+	$(PYTHON) -m pytest -q -m "system or slow" --count-soak=1
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
