@@ -1,0 +1,260 @@
+"""An asyncio link: one numbered session over one transport after another.
+
+A link that is cut keeps what was not acknowledged and sends it again when the next connection stands; a link that is
+stalled is closed after SILENCE_S and so becomes one that is cut; a gap, a truncated or an oversized frame closes the
+connection with a PeerError, and the next one carries on after the last good frame. A duplicate is dropped.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from biruda.errors import PeerError
+from biruda.frames import DataFrame, DataHeader, Frame, FrameParser, FrameType, MessageFrame, Session, pack
+from biruda.messages import PROTOCOL
+
+PING_S = 10.0
+"""An idle link says something this often."""
+
+SILENCE_S = 35.0
+"""A connection that was silent for so long is given up."""
+
+HANDSHAKE_S = 10.0
+
+
+class Transport(Protocol):
+    """Bytes in order, both ways. receive() gives b"" when the peer has ended it."""
+
+    peer: str
+
+    async def send(self, data: bytes) -> None:
+        """Returns when the transport has room for more. Raises ConnectionError when it is gone."""
+
+    async def receive(self) -> bytes:
+        """The next bytes, at most a few MiB."""
+
+    async def close(self) -> None:
+        """May be called twice."""
+
+
+Handle = Callable[[MessageFrame | DataFrame], Awaitable[None]]
+
+
+class Link:
+    """Numbered frames to one peer. post() never blocks; send_data() waits for credit."""
+
+    def __init__(self, session_id: str, name: str) -> None:
+        self.session_id = session_id
+        self.name = name
+        self.session = Session()
+        self.connected = False
+        self.last_heard_s = 0.0  # of the loop's clock
+        self._outgoing: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._credit = asyncio.Event()
+        self._transport: Transport | None = None
+
+    def reset(self) -> None:
+        """Forget the session: the peer does not know it any more."""
+        self.session = Session()
+        self._credit.set()
+
+    def post(self, payload: bytes) -> None:
+        """Send a control message, now or when the link stands again."""
+        self._write(self.session.message(payload))
+
+    @property
+    def credit_bytes(self) -> int:
+        """How much data may be posted now: 0 while the link is down."""
+        return self.session.credit_bytes if self.connected else 0
+
+    def post_data(self, header: DataHeader, payload: bytes | memoryview) -> None:
+        """Send a piece of data; the caller has looked at credit_bytes."""
+        self._write(self.session.data(header, payload))
+
+    async def send_data(self, header: DataHeader, payload: bytes | memoryview) -> None:
+        """Send a piece of data as soon as there is credit for it."""
+        while self.credit_bytes <= 0:
+            self._credit.clear()
+            await self._credit.wait()
+        self.post_data(header, payload)
+
+    async def credit(self) -> None:
+        """Wait until something may have changed about credit_bytes."""
+        self._credit.clear()
+        await self._credit.wait()
+
+    def _write(self, frame: bytes) -> None:
+        if self.connected:
+            self._outgoing.append(frame)
+            self._wake.set()
+
+    async def run(self, transport: Transport, peer_received: int, handle: Handle, *, keepalive: bool = True) -> None:
+        """Carry the session over this transport until it ends. handle() runs for one item after the other.
+
+        Raises PeerError when the peer broke the protocol; returns when the transport ended. A run that is still going
+        on for this link is ended first.
+        """
+        if self._transport is not None:
+            await self._transport.close()
+        self._transport = transport
+        self._outgoing = self.session.resume(peer_received)
+        self._wake.set()
+        self.connected = True
+        self._credit.set()
+        self.last_heard_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write_all(transport), name=f"{self.name} writer")
+                pings = tasks.create_task(self._keep_alive(transport), name=f"{self.name} pings") if keepalive else None
+                try:
+                    await self._read_all(transport, handle)
+                finally:
+                    writer.cancel()
+                    if pings is not None:
+                        pings.cancel()
+        except* ConnectionError:
+            pass
+        finally:
+            if self._transport is transport:
+                self._transport = None
+                self.connected = False
+                self._outgoing = []
+            await transport.close()
+
+    async def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._transport is not None:
+            await self._transport.close()
+
+    async def _read_all(self, transport: Transport, handle: Handle) -> None:
+        parser = FrameParser()
+        session = self.session
+        loop = asyncio.get_running_loop()
+        while data := await transport.receive():
+            self.last_heard_s = loop.time()
+            for frame in parser.feed(data):
+                await self._take(frame, session, handle)
+            if session.ack_due:
+                self._write(session.ack())
+        if parser.pending_bytes:
+            raise PeerError(
+                f"{transport.peer} ended in the middle of a frame ({parser.pending_bytes} bytes of it came)"
+            )
+
+    async def _take(self, frame: Frame, session: Session, handle: Handle) -> None:
+        if frame.type is FrameType.ACK:
+            session.acknowledged(frame)
+            self._credit.set()
+        elif frame.type is FrameType.PING:
+            self._write(session.ack())
+        elif frame.type in (FrameType.MESSAGE, FrameType.DATA):
+            item = session.accept(frame)
+            if item is None:
+                return
+            await handle(item)
+            if session.handled(item):
+                self._write(session.ack())
+        else:
+            raise PeerError(f"a {frame.type.name} frame in the middle of a session")
+
+    async def _write_all(self, transport: Transport) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._outgoing:
+                data = b"".join(self._outgoing)
+                self._outgoing.clear()
+                await transport.send(data)
+
+    async def _keep_alive(self, transport: Transport) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PING_S)
+            if loop.time() - self.last_heard_s > SILENCE_S:
+                await transport.close()
+                return
+            self._write(pack(FrameType.PING))
+
+
+def new_session_id() -> str:
+    return os.urandom(12).hex()
+
+
+def _greeting(kind: FrameType, values: dict[str, Any]) -> bytes:
+    return pack(kind, json.dumps({"protocol": PROTOCOL, **values}, separators=(",", ":")).encode())
+
+
+async def _receive_greeting(transport: Transport) -> tuple[FrameType, dict[str, Any]]:
+    parser = FrameParser(max_frame_bytes=65536)
+    async with asyncio.timeout(HANDSHAKE_S):
+        while True:
+            data = await transport.receive()
+            if not data:
+                raise ConnectionError(f"{transport.peer} closed the connection before it said who it is")
+            frames = parser.feed(data)
+            if frames:
+                break
+    if len(frames) > 1 or parser.pending_bytes:
+        raise PeerError(f"{transport.peer} sent more than its greeting")
+    try:
+        values = json.loads(frames[0].body)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise PeerError(f"{transport.peer} sent a greeting that is no JSON object")
+    return frames[0].type, values
+
+
+async def dial(transport: Transport, link: Link, who: dict[str, Any]) -> tuple[int, bool]:
+    """Greet an accepting side. Gives what it has received, and whether the session is new to it (then link is reset).
+
+    Raises PeerError when it refuses, with its reason.
+    """
+    await transport.send(
+        _greeting(FrameType.HELLO, {"session": link.session_id, "received": link.session.received, **who})
+    )
+    kind, values = await _receive_greeting(transport)
+    if kind is FrameType.REFUSE:
+        raise PeerError(
+            f"{transport.peer} refused this coordinator: {values.get('reason')}", hint=str(values.get("hint", ""))
+        )
+    if kind is not FrameType.WELCOME or values.get("protocol") != PROTOCOL:
+        raise PeerError(f"{transport.peer} speaks protocol {values.get('protocol')}, this is {PROTOCOL}")
+    received, fresh = values.get("received"), values.get("fresh")
+    if type(received) is not int or type(fresh) is not bool:
+        raise PeerError(f"{transport.peer} sent a WELCOME without `received` or `fresh`")
+    if fresh:
+        link.reset()
+        received = 0
+    return received, fresh
+
+
+async def hear(transport: Transport) -> dict[str, Any]:
+    """The HELLO of a dialling side, with `protocol`, `session` and `received` checked."""
+    kind, values = await _receive_greeting(transport)
+    if kind is not FrameType.HELLO:
+        raise PeerError(f"{transport.peer} began with {kind.name} where HELLO was due")
+    if values.get("protocol") != PROTOCOL:
+        await refuse(
+            transport,
+            f"it speaks protocol {values.get('protocol')}, the master {PROTOCOL}",
+            "run the same version on both",
+        )
+        raise PeerError(f"{transport.peer} speaks protocol {values.get('protocol')}, this is {PROTOCOL}")
+    if type(values.get("session")) is not str or type(values.get("received")) is not int:
+        raise PeerError(f"{transport.peer} sent a HELLO without `session` or `received`")
+    return values
+
+
+async def welcome(transport: Transport, link: Link, *, fresh: bool) -> None:
+    """Answer a HELLO: the session goes on, or begins."""
+    await transport.send(_greeting(FrameType.WELCOME, {"received": link.session.received, "fresh": fresh}))
+
+
+async def refuse(transport: Transport, reason: str, hint: str) -> None:
+    """Answer a HELLO with a refusal and end the connection."""
+    await transport.send(_greeting(FrameType.REFUSE, {"reason": reason, "hint": hint}))
+    await transport.close()
