@@ -1,0 +1,530 @@
+"""The HTTP API: docs/api.md as aiohttp routes. Every page and command uses it and nothing else."""
+
+import asyncio
+import hmac
+import logging
+import os
+import pwd
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import WSCloseCode, web
+
+from biruda import VERSION
+from biruda.convert import encode
+from biruda.errors import BirudaError, ConfigError, PeerError, UserError
+from biruda.master import named, openapi, views
+from biruda.master import requests as rq
+from biruda.master.farm import Host
+from biruda.master.intake import safe_path
+from biruda.master.logs import open_log
+from biruda.master.service import SUBSCRIBER_EVENTS, Master
+from biruda.messages import PROTOCOL
+from biruda.model import EnvironmentReport
+from biruda.transports import WebSocketTransport
+
+log = logging.getLogger("biruda.api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY_BYTES = 64 << 20
+MAX_JOBS_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What the status page tells of this daemon."""
+
+    home: Path
+    host: str
+    started_s: float
+    pids: dict[str, int]
+
+
+LISTENS = web.AppKey("listens", dict[str, str])
+MASTER = web.AppKey("master", Master)
+ABOUT = web.AppKey("about", About)
+TOKEN = web.AppKey("token", str)
+
+TITLES = {
+    400: "Bad request",
+    401: "No valid token",
+    404: "Not found",
+    405: "No such method",
+    409: "Ambiguous or in conflict",
+    413: "Too large",
+    416: "No such range",
+    422: "Cannot be done",
+    500: "A fault of biruda",
+}
+
+routes = web.RouteTableDef()
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json", status=status)
+
+
+def problem(status: int, detail: str, hint: str = "", **more: Any) -> web.Response:
+    """An RFC 9457 problem document."""
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, **more}
+    if hint:
+        body["hint"] = hint
+    return web.Response(body=orjson.dumps(body), content_type="application/problem+json", status=status)
+
+
+def caller(request: web.Request) -> str:
+    """The name of the user who asks: a local one by peer credentials, "token" over TCP. "" when not allowed."""
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is not None and connection.family == socket.AF_UNIX:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        uid = struct.unpack("3i", credentials)[1]
+        return _user_name(uid) if uid in (0, os.getuid()) else ""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    given, right = token.strip().encode("utf-8", "replace"), request.app[TOKEN].encode()
+    return "token" if scheme.lower() == "bearer" and hmac.compare_digest(given, right) else ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@web.middleware
+async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Who may ask, and every error as a problem document."""
+    try:
+        user = caller(request)
+        if not user:
+            return problem(
+                401,
+                f"{request.path}: a valid token is needed here",
+                "Authorization: Bearer with the content of HOME/token",
+            )
+        request["user"] = user
+        return await handler(request)
+    except web.HTTPNotFound:
+        return problem(404, f"there is nothing at {request.path}", "/api/v1/openapi.json lists what there is")
+    except web.HTTPMethodNotAllowed as error:
+        return problem(405, f"{request.method} {request.path}: there are {', '.join(sorted(error.allowed_methods))}")
+    except web.HTTPRequestEntityTooLarge:
+        return problem(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "send it in several requests")
+    except web.HTTPException:
+        raise
+    except rq.Ambiguous as error:
+        return problem(409, str(error), error.hint, candidates=error.candidates)
+    except rq.InvalidRequest as error:
+        return problem(422, str(error), error.hint)
+    except PeerError as error:
+        return problem(400, str(error), error.hint)
+    except UserError as error:
+        return problem(404 if "there is no" in str(error) or "has no" in str(error) else 409, str(error), error.hint)
+    except BirudaError as error:
+        return problem(422, str(error), error.hint)
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        return problem(
+            500, f"{request.method} {request.path} hit a fault of biruda", "the daemon's log has the traceback"
+        )
+
+
+def _number(request: web.Request, name: str, default: int | None = None, *, low: int = 0) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < low:
+        raise rq.InvalidRequest(f"{name} = {text!r}: must be a whole number of at least {low}")
+    return int(text)
+
+
+def _job(request: web.Request) -> int:
+    text = request.match_info["job"]
+    if len(text) > 18:
+        raise UserError(f"there is no job {text[:40]}", hint="biruda jobs lists them")
+    return int(text)
+
+
+# Status.
+
+
+@routes.get("/api/v1/status")
+async def status(request: web.Request) -> web.StreamResponse:
+    master, about = request.app[MASTER], request.app[ABOUT]
+    hosts = master.farm.hosts.values()
+    running = master.farm.running_count()
+    pids = dict(about.pids)
+    for host in hosts:
+        if host.report.host == about.host and host.connected:
+            pids.setdefault("coordinator", host.report.pid)
+    return json_response(
+        {
+            "version": VERSION,
+            "protocol": PROTOCOL,
+            "host": about.host,
+            "home": os.fspath(about.home),
+            "spool": os.fspath(master.spool.directory),
+            "pids": pids,
+            "listen": request.app[LISTENS].get("url"),
+            "started": views.instant(about.started_s),
+            "jobs": {"waiting": len(master.farm.jobs) - running, "running": running},
+            "coordinators": [{"host": host.report.host, "connected": host.connected} for host in hosts],
+            "warnings": [master.problem] if master.problem else [],
+        }
+    )
+
+
+# Jobs.
+
+
+@routes.post("/api/v1/jobs")
+async def submit(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    wanted = rq.parse(rq.JobsRequest, await request.read())
+    if not 1 <= len(wanted.jobs) <= rq.MAX_JOBS:
+        raise rq.InvalidRequest(f"jobs: 1 to {rq.MAX_JOBS} at once, not {len(wanted.jobs)}")
+    specs = []
+    for index, item in enumerate(wanted.jobs):
+        where = f"jobs[{index}]"
+        spec = rq.job_spec(item, where, request["user"])
+        if not item.queue:
+            rq.refuse_unknown(master.farm, spec, where)
+        if spec.source is not None and not master.sources.has(spec.source):
+            raise rq.InvalidRequest(f"{where}: the source pack {spec.source[:80]} is not here", hint="PUT it first")
+        specs.append(spec)
+    return json_response({"jobs": await master.submit(tuple(specs))}, 201)
+
+
+@routes.get("/api/v1/jobs")
+async def jobs(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    state = request.query.get("state")
+    if state not in (None, "waiting", "running", "finished", "unfinished"):
+        raise rq.InvalidRequest(f"state = {state!r}: there are waiting, running, finished, unfinished")
+    limit = min(_number(request, "limit", 100, low=1) or 100, MAX_JOBS_LISTED)
+    numbers = master.store.job_numbers(
+        state=state,
+        outcome=request.query.get("outcome"),
+        worker=request.query.get("worker"),
+        before=_number(request, "before"),
+        limit=limit,
+    )
+    listed = [master.view(number) for number, _ in numbers]
+    return json_response({"jobs": listed, "next": numbers[-1][0] if len(numbers) == limit else None})
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}")
+async def job(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    wait_s = _number(request, "wait_s")
+    if wait_s is not None:
+        return json_response(await master.wait_finished(_job(request), min(wait_s, 300)))
+    return json_response(master.view(_job(request)))
+
+
+@routes.post(r"/api/v1/jobs/{job:\d+}/cancel")
+async def cancel(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    reason = rq.parse(rq.ReasonRequest, await request.read()).reason or f"cancelled by {request['user']}"
+    await master.cancel(_job(request), reason[:500])
+    return json_response(master.view(_job(request)), 202)
+
+
+@routes.post(r"/api/v1/jobs/{job:\d+}/retry")
+async def retry(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    await master.retry(_job(request))
+    return json_response(master.view(_job(request)), 201)
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/why")
+async def why(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    live = master.farm.jobs.get(_job(request))
+    if live is not None:
+        return json_response(views.why_view(master.farm, live))
+    view = master.view(_job(request))
+    sentence = f"it has ended: {view['outcome']}" + (f", {view['reason']}" if view["reason"] else "")
+    return json_response({"job": view["job"], "state": "finished", "sentence": sentence, "environments": []})
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/log")
+async def job_log(request: web.Request) -> web.StreamResponse:
+    follow = request.query.get("follow") in ("1", "true")
+    reader = await open_log(request.app[MASTER], _job(request), _number(request, "attempt", low=1), wait=follow)
+    try:
+        return await _send_log(request, reader, follow=follow)
+    finally:
+        reader.close()
+
+
+async def _send_log(request: web.Request, reader: Any, *, follow: bool) -> web.StreamResponse:
+    offset, limit = _number(request, "offset", 0) or 0, _number(request, "limit")
+    response = web.StreamResponse(headers={"Biruda-Attempt": str(reader.attempt)})
+    if "Range" in request.headers and not follow:
+        size = reader.size
+        try:
+            wanted = request.http_range
+        except ValueError:
+            return problem(416, f"Range: {request.headers['Range'][:100]!r} cannot be understood")
+        offset, end = wanted.start or 0, size if wanted.stop is None else min(wanted.stop, size)
+        if offset < 0:
+            offset = max(0, size + offset)
+        if offset >= end:
+            return problem(416, f"the log has {size} bytes")
+        limit = end - offset
+        response.set_status(206)
+        response.headers["Content-Range"] = f"bytes {offset}-{end - 1}/{size}"
+    response.content_type = "application/octet-stream"
+    if not follow:
+        size = max(0, reader.size - offset)
+        limit = size if limit is None else min(limit, size)
+        response.content_length = limit
+    await response.prepare(request)
+    async for piece in reader.pieces(offset, limit, follow=follow):
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/artifacts")
+async def artifacts(request: web.Request) -> web.StreamResponse:
+    return json_response({"artifacts": request.app[MASTER].view(_job(request))["artifacts"]})
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/artifacts/{path:.+}")
+async def artifact(request: web.Request) -> web.StreamResponse:
+    master, path = request.app[MASTER], request.match_info["path"]
+    view = master.view(_job(request))
+    if not safe_path(path) or path not in {item["path"] for item in view["artifacts"]}:
+        raise UserError(
+            f"there is no artifact {path[:200]!r} of job {view['job']}", hint=f"biruda show {view['job']} lists them"
+        )
+    headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+    response = web.FileResponse(master.spool.artifacts(view["spool"]) / path, headers=headers)
+    response.content_type = "application/octet-stream"
+    return response
+
+
+# Workers, environments, coordinators.
+
+
+@routes.get("/api/v1/workers")
+async def workers(request: web.Request) -> web.StreamResponse:
+    return json_response({"workers": views.worker_views(request.app[MASTER].farm)})
+
+
+@routes.post("/api/v1/workers/{name}/start")
+async def start(request: web.Request) -> web.StreamResponse:
+    master = request.app[MASTER]
+    wanted = rq.parse(rq.WorkerSelection, await request.read())
+    specs = named.start_specs(master.farm, request.match_info["name"], wanted, request["user"])
+    return json_response({"jobs": await master.submit(tuple(specs))}, 201)
+
+
+@routes.post("/api/v1/workers/{name}/stop")
+async def stop(request: web.Request) -> web.StreamResponse:
+    master, name = request.app[MASTER], request.match_info["name"]
+    numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await request.read()))
+    for number in numbers:
+        await master.cancel(number, f"{name} stopped by {request['user']}")
+    return json_response({"jobs": numbers}, 202)
+
+
+@routes.get("/api/v1/environments")
+async def environments(request: web.Request) -> web.StreamResponse:
+    offers = request.app[MASTER].farm.offers()
+    return json_response({"environments": [views.environment_view(host, offer) for host, offer in offers]})
+
+
+def _environment(request: web.Request, host: str | None) -> tuple[Host, EnvironmentReport]:
+    name = request.match_info["name"]
+    offers = list(request.app[MASTER].farm.offers())
+    found = [(owner, offer) for owner, offer in offers if offer.name == name and host in (None, owner.report.host)]
+    if not found:
+        names = ", ".join(sorted({offer.name for _, offer in offers}))
+        where = f" on {host}" if host else ""
+        raise UserError(f"there is no environment {name!r}{where}", hint=f"there are {names or 'none'}")
+    if len(found) > 1:
+        candidates = [{"name": name, "host": owner.report.host} for owner, _ in found]
+        raise rq.Ambiguous(
+            f"{len(found)} hosts have an environment {name!r}", hint="say which host", candidates=candidates
+        )
+    return found[0]
+
+
+@routes.get("/api/v1/environments/{name}")
+async def environment(request: web.Request) -> web.StreamResponse:
+    return json_response(views.environment_view(*_environment(request, request.query.get("host"))))
+
+
+@routes.post("/api/v1/environments/{name}/probe")
+async def probe(request: web.Request) -> web.StreamResponse:
+    wanted = rq.parse(rq.HostRequest, await request.read())
+    host, offer = _environment(request, wanted.host)
+    await request.app[MASTER].hosts.command(host.report.host, "probe", offer.name)
+    return json_response(views.environment_view(*_environment(request, host.report.host)))
+
+
+@routes.delete("/api/v1/environments/{name}")
+async def remove(request: web.Request) -> web.StreamResponse:
+    host, offer = _environment(request, request.query.get("host"))
+    await request.app[MASTER].hosts.command(host.report.host, "remove", offer.name)
+    return json_response({"removed": offer.name, "host": host.report.host})
+
+
+@routes.get("/api/v1/coordinators")
+async def coordinators(request: web.Request) -> web.StreamResponse:
+    return json_response(
+        {"coordinators": [views.coordinator_view(host) for host in request.app[MASTER].farm.hosts.values()]}
+    )
+
+
+@routes.post("/api/v1/coordinators/{host}/reload")
+async def reload(request: web.Request) -> web.StreamResponse:
+    await request.app[MASTER].hosts.command(request.match_info["host"], "reload")
+    return json_response({})
+
+
+@routes.get("/api/v1/coordinators/{host}/samples")
+async def samples(request: web.Request) -> web.StreamResponse:
+    seconds = _number(request, "seconds", 120, low=1) or 120
+    taken = await request.app[MASTER].hosts.samples(request.match_info["host"])
+    return json_response({"samples": encode(taken[-seconds:])})
+
+
+# Source packs.
+
+
+@routes.post("/api/v1/sources/missing")
+async def missing(request: web.Request) -> web.StreamResponse:
+    return json_response(await request.app[MASTER].sources.missing(await request.read()))
+
+
+@routes.put("/api/v1/sources/{digest}")
+async def put_source(request: web.Request) -> web.StreamResponse:
+    digest = request.match_info["digest"]
+    await request.app[MASTER].sources.receive(digest, request.content.iter_any())
+    return json_response({"digest": digest}, 201)
+
+
+# Streams.
+
+
+@routes.get("/api/v1/events")
+async def events(request: web.Request) -> web.StreamResponse:
+    """Every event after the one named, then each as it comes."""
+    master = request.app[MASTER]
+    after = _number(request, "after", master.next_event - 1) or 0
+    websocket = web.WebSocketResponse(heartbeat=30, max_msg_size=4096)
+    await websocket.prepare(request)
+    queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=SUBSCRIBER_EVENTS)
+    master.subscribers.add(queue)
+    try:
+        while past := master.store.events_after(after, 500):
+            for event in past:
+                await websocket.send_str(orjson.dumps(event).decode())
+            after = past[-1]["id"]
+        async with asyncio.TaskGroup() as tasks:
+            sender = tasks.create_task(_send_events(websocket, queue, after, master), name="event sender")
+            async for _ in websocket:
+                pass
+            sender.cancel()
+    except* ConnectionResetError:
+        pass
+    finally:
+        master.subscribers.discard(queue)
+    return websocket
+
+
+async def _send_events(
+    websocket: web.WebSocketResponse, queue: asyncio.Queue[dict[str, Any]], after: int, master: Master
+) -> None:
+    while True:
+        event = await queue.get()
+        if event["id"] is None or event["id"] > after:
+            await websocket.send_str(orjson.dumps(event).decode())
+        if queue not in master.subscribers and queue.empty():
+            await websocket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow: resume after the last id")
+            return
+
+
+@routes.get("/api/v1/link")
+async def link(request: web.Request) -> web.StreamResponse:
+    """A coordinator's connection: the frames of docs/protocol.md."""
+    websocket = web.WebSocketResponse(max_msg_size=8 << 20, compress=False, autoping=True)
+    await websocket.prepare(request)
+    peer = request.remote or "a local coordinator"
+    try:
+        await request.app[MASTER].hosts.serve(WebSocketTransport(websocket, peer))
+    except* (PeerError, ConnectionError, TimeoutError) as group:
+        for error in group.exceptions:
+            log.warning("%s: %s", peer, error)
+    return websocket
+
+
+@routes.get("/api/v1/openapi.json")
+async def openapi_document(request: web.Request) -> web.StreamResponse:
+    return json_response(openapi.document())
+
+
+@routes.get("/api/v1/schemas/job.json")
+async def job_schema(request: web.Request) -> web.StreamResponse:
+    return json_response(openapi.job_schema())
+
+
+def application(master: Master, about: About, token: str) -> web.Application:
+    """The API of one master."""
+    app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
+    app[MASTER], app[ABOUT], app[TOKEN], app[LISTENS] = master, about, token, {}
+    app.add_routes(routes)
+    return app
+
+
+@asynccontextmanager
+async def serving(app: web.Application, unix_path: Path, listen: tuple[str, int] | None) -> AsyncIterator[int]:
+    """The API on its Unix socket and, where asked for, over TCP; gives the TCP port, 0 for none."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await _listen_locally(runner, unix_path)
+        port = 0
+        if listen is not None:
+            try:
+                site = web.TCPSite(runner, *listen)
+                await site.start()
+            except OSError as error:
+                raise ConfigError(
+                    f"[master] listen: {listen[0]}:{listen[1]} cannot be used: {os.strerror(error.errno or 0)}",
+                    hint="name a free port, or stop what listens there",
+                ) from error
+            port = runner.addresses[-1][1]
+            host = f"[{listen[0]}]" if ":" in listen[0] else listen[0]
+            app[LISTENS]["url"] = f"http://{host or '127.0.0.1'}:{port}"
+        yield port
+    finally:
+        await runner.cleanup()
+        unix_path.unlink(missing_ok=True)
+
+
+async def _listen_locally(runner: web.AppRunner, path: Path) -> None:
+    """Bind by a short name, as a Unix socket's address has room for 107 bytes only."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+    path.chmod(0o600)
+    await web.SockSite(runner, listener).start()

@@ -1,0 +1,620 @@
+"""All the master knows of jobs and hosts, and what follows from each event. No I/O, no clock, no await."""
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from biruda.master import events as ev
+from biruda.master.matching import in_words, misfits
+from biruda.messages import Assign, Assignment, AttemptRecorded, Cancel, HostReport, StreamsWanted
+from biruda.model import AttemptResult, EnvironmentReport, JobSpec, LogInfo, Outcome, WorkerReport
+
+ClassKey = tuple[tuple[str, str], ...]
+
+AHEAD_S = 0.2
+"""Attempts are sent ahead of free slots for so much work."""
+
+AHEAD_MOST = 8
+"""At most so many for each slot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """No attempt is out."""
+
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """An attempt was sent to a host. cancelling: the outcome asked for by a cancel, "" for none."""
+
+    placement: ev.Placement
+    cancelling: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveJob:
+    """A job that has not ended."""
+
+    job: int
+    spec: JobSpec
+    submitted_s: float
+    state: Waiting | Placed
+    last_attempt: int = 0
+    infra_failures: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Host:
+    """A coordinator's host. lost_mono_s: since when it has no link; None: it has one."""
+
+    report: HostReport
+    running: dict[int, str]  # job -> environment
+    lost_mono_s: float | None
+    heard_wall_s: float
+    last_assigned: int = 0  # a counter, so that equals take turns
+    attempt_s: float = 1.0  # how long attempts took lately
+
+    @property
+    def connected(self) -> bool:
+        return self.lost_mono_s is None
+
+    @property
+    def free_slots(self) -> int:
+        return max(0, self.report.slots - len(self.running)) if self.connected else 0
+
+    @property
+    def room(self) -> int:
+        """How many attempts may be sent: to free slots, and ahead of them where attempts are short.
+
+        What is sent ahead waits at its coordinator instead of for a commit and a message; it may wait AHEAD_S.
+        """
+        ahead = min(AHEAD_MOST, int(AHEAD_S / self.attempt_s)) * self.report.slots
+        return max(0, self.report.slots + ahead - len(self.running)) if self.connected else 0
+
+    def environment(self, name: str) -> EnvironmentReport | None:
+        return next((item for item in self.report.environments if item.name == name), None)
+
+    def running_in(self, environment: str) -> int:
+        return sum(1 for name in self.running.values() if name == environment)
+
+
+class Farm:
+    """The one truth while the process lives; changes only in handle()."""
+
+    def __init__(self, *, lease_s: float = 3600.0, next_job: int = 1) -> None:
+        self.lease_s = lease_s
+        self.next_job = next_job
+        self.jobs: dict[int, LiveJob] = {}
+        self.hosts: dict[str, Host] = {}
+        self._waiting: dict[
+            ClassKey, list[tuple[int, int]]
+        ] = {}  # heaps of (-priority, job); may hold jobs that moved on
+        self._turn = 0
+
+    # What happened.
+
+    def handle(self, event: ev.Event) -> list[ev.Action]:
+        """Take one event in. The actions are to be carried out in their order."""
+        match event:
+            case ev.JobsSubmitted():
+                return [*self._submit(event), *self._dispatch(event.at)]
+            case ev.HostReported():
+                return [*self._report(event), *self._dispatch(event.at)]
+            case ev.HostResumed():
+                return [*self._resume(event), *self._dispatch(event.at)]
+            case ev.HostLost():
+                return self._lose_link(event)
+            case ev.AttemptBegan():
+                return self._begin(event)
+            case ev.StepFinished():
+                return self._step(event)
+            case ev.AttemptFinished():
+                return [*self._finish_attempt(event), *self._dispatch(event.at)]
+            case ev.CancelRequested():
+                return [*self._cancel(event), *self._dispatch(event.at)]
+            case ev.RetryRequested():
+                return [*self._retry(event), *self._dispatch(event.at)]
+            case ev.Tick():
+                return [*self._expire(event.at), *self._dispatch(event.at)]
+            case _:
+                assert_never(event)
+
+    def next_deadline_s(self) -> float | None:
+        """When a Tick is due, on the monotonic clock; None: nothing can expire."""
+        lost = [host.lost_mono_s for host in self.hosts.values() if host.lost_mono_s is not None and host.running]
+        return min(lost) + self.lease_s if lost else None
+
+    def restore(self, jobs: Iterable[LiveJob], hosts: Iterable[HostReport], at: ev.Instant) -> None:
+        """Begin with what a store remembers: placed attempts wait for their host to come back and be adopted."""
+        for report in hosts:
+            self.hosts[report.host] = Host(report=report, running={}, lost_mono_s=at.mono_s, heard_wall_s=at.wall_s)
+        for job in jobs:
+            self.jobs[job.job] = job
+            match job.state:
+                case Waiting():
+                    self._enqueue(job)
+                case Placed(placement=placement):
+                    host = self.hosts.get(placement.host)
+                    if host is None:
+                        report = HostReport(
+                            host=placement.host, arch="unknown", platform="unknown", slots=0, pid=0, version=""
+                        )
+                        host = self.hosts[placement.host] = Host(
+                            report=report, running={}, lost_mono_s=at.mono_s, heard_wall_s=at.wall_s
+                        )
+                    host.running[job.job] = placement.environment.name
+                case _:
+                    assert_never(job.state)
+
+    def _submit(self, event: ev.JobsSubmitted) -> list[ev.Action]:
+        actions: list[ev.Action] = []
+        for spec in event.specs:
+            job = LiveJob(
+                job=self.next_job, spec=spec, submitted_s=event.at.wall_s, state=Waiting(since_s=event.at.wall_s)
+            )
+            self.next_job += 1
+            self.jobs[job.job] = job
+            actions += self._queue(job, event.at)
+        return actions
+
+    def _queue(self, job: LiveJob, at: ev.Instant) -> list[ev.Action]:
+        job.state = Waiting(since_s=at.wall_s)
+        self._enqueue(job)
+        return [
+            ev.SaveQueued(
+                job=job.job,
+                spec=job.spec,
+                submitted_s=job.submitted_s,
+                last_attempt=job.last_attempt,
+                infra_failures=job.infra_failures,
+            ),
+            ev.Emit(kind="job.queued", at_s=at.wall_s, job=job.job, body={"name": job.spec.name}),
+        ]
+
+    def _enqueue(self, job: LiveJob) -> None:
+        heapq.heappush(self._waiting.setdefault(self._key(job), []), (-job.spec.priority, job.job))
+
+    @staticmethod
+    def _key(job: LiveJob) -> ClassKey:
+        return tuple(sorted(job.spec.requirements.items()))
+
+    def _report(self, event: ev.HostReported) -> list[ev.Action]:
+        report, at = event.report, event.at
+        host = self.hosts.get(report.host)
+        kind = "host.changed" if host is not None and host.connected and not event.fresh else "host.connected"
+        if host is None:
+            host = self.hosts[report.host] = Host(report=report, running={}, lost_mono_s=None, heard_wall_s=at.wall_s)
+        host.report, host.lost_mono_s, host.heard_wall_s = report, None, at.wall_s
+        actions: list[ev.Action] = [
+            ev.Emit(kind=kind, at_s=at.wall_s, body={"host": report.host, "slots": report.slots})
+        ]
+        actions.append(ev.SaveHost(report=replace(report, attempts=())))
+        if event.fresh:
+            actions += self._reconcile(host, report, at)
+        return actions
+
+    def _reconcile(self, host: Host, report: HostReport, at: ev.Instant) -> list[ev.Action]:
+        """Adopt what the host still has, run again what it has not, make it forget what is nobody's."""
+        actions: list[ev.Action] = []
+        held = {(item.job, item.attempt): item for item in report.attempts}
+        for number in list(host.running):
+            job, placed = self._placed(number)
+            here = held.pop((number, placed.placement.attempt), None)
+            if here is None and placed.placement.started_s is None:
+                actions += self._withdraw(job, placed, at)
+            elif here is None:
+                actions += self._lose_attempt(job, placed, at, f"{report.host} came back without it")
+            elif placed.cancelling and not here.ended:
+                actions.append(self._cancel_message(number, placed, report.host))
+        actions += [
+            ev.Send(host=report.host, message=AttemptRecorded(job=job, attempt=attempt)) for job, attempt in held
+        ]
+        return actions
+
+    def _withdraw(self, job: LiveJob, placed: Placed, at: ev.Instant) -> list[ev.Action]:
+        """An attempt that never began: it does not count against the job."""
+        self._leave_host(job, placed)
+        actions: list[ev.Action] = [ev.Drop(job=job.job, attempt=placed.placement.attempt)]
+        if placed.cancelling:
+            return [*actions, *self._finish(job, Outcome(placed.cancelling), None, placed.reason, at)]
+        return [*actions, *self._queue(job, at)]
+
+    def _lose_attempt(self, job: LiveJob, placed: Placed, at: ev.Instant, reason: str) -> list[ev.Action]:
+        result = AttemptResult(
+            outcome=Outcome.INFRA,
+            exit_status=None,
+            steps=placed.placement.steps,
+            log=LogInfo(bytes=0, sha256="", complete=False),
+            reason=reason,
+            started_s=placed.placement.started_s or placed.placement.assigned_s,
+            finished_s=at.wall_s,
+        )
+        return self._end_attempt(job, placed, result, at)
+
+    def _resume(self, event: ev.HostResumed) -> list[ev.Action]:
+        host = self.hosts.get(event.host)
+        if host is None or host.connected:
+            return []
+        host.lost_mono_s, host.heard_wall_s = None, event.at.wall_s
+        return [ev.Emit(kind="host.connected", at_s=event.at.wall_s, body={"host": event.host})]
+
+    def _lose_link(self, event: ev.HostLost) -> list[ev.Action]:
+        host = self.hosts.get(event.host)
+        if host is None or not host.connected:
+            return []
+        host.lost_mono_s, host.heard_wall_s = event.at.mono_s, event.at.wall_s
+        return [
+            ev.Emit(kind="host.lost", at_s=event.at.wall_s, body={"host": event.host, "jobs": sorted(host.running)})
+        ]
+
+    def _begin(self, event: ev.AttemptBegan) -> list[ev.Action]:
+        current = self._current(event.host, event.job, event.attempt)
+        if current is None:
+            return [self._forget(event.host, event.job, event.attempt)]
+        job, placed = current
+        if placed.placement.started_s is not None:
+            return []
+        placement = replace(
+            placed.placement, started_s=event.started_s, facts=event.facts, source=event.source or job.spec.source
+        )
+        job.state = replace(placed, placement=placement)
+        return [
+            ev.SavePlaced(job=job.job, placement=placement, cancelling=placed.cancelling),
+            ev.Emit(
+                kind="job.started",
+                at_s=event.at.wall_s,
+                job=job.job,
+                body={"attempt": event.attempt, "host": event.host, "environment": placement.environment.name},
+            ),
+        ]
+
+    def _step(self, event: ev.StepFinished) -> list[ev.Action]:
+        current = self._current(event.host, event.job, event.attempt)
+        if current is None or event.index != len(current[1].placement.steps):
+            return []
+        job, placed = current
+        placement = replace(placed.placement, steps=(*placed.placement.steps, event.result))
+        job.state = replace(placed, placement=placement)
+        body = {"index": event.index, "name": event.result.name, "exit_status": event.result.exit_status}
+        return [ev.Emit(kind="job.step", at_s=event.at.wall_s, job=job.job, body=body)]
+
+    def _finish_attempt(self, event: ev.AttemptFinished) -> list[ev.Action]:
+        current = self._current(event.host, event.job, event.attempt)
+        if current is None:
+            return [self._forget(event.host, event.job, event.attempt)]
+        job, placed = current
+        return [
+            *self._end_attempt(job, placed, event.result, event.at),
+            self._forget(event.host, event.job, event.attempt),
+        ]
+
+    def _end_attempt(self, job: LiveJob, placed: Placed, result: AttemptResult, at: ev.Instant) -> list[ev.Action]:
+        self._leave_host(job, placed)
+        if placed.placement.started_s is not None:
+            host = self.hosts[placed.placement.host]
+            host.attempt_s = 0.7 * host.attempt_s + 0.3 * max(0.0, result.finished_s - result.started_s)
+        again = result.outcome in (Outcome.INFRA, Outcome.PREEMPTED)
+        if again and placed.cancelling:
+            result = replace(result, outcome=Outcome(placed.cancelling), reason=placed.reason)
+            again = result.outcome is Outcome.PREEMPTED
+        actions: list[ev.Action] = [
+            ev.SaveAttempt(
+                job=job.job, spec=job.spec, submitted_s=job.submitted_s, placement=placed.placement, result=result
+            )
+        ]
+        if again:
+            job.infra_failures += result.outcome is Outcome.INFRA
+            if job.infra_failures <= job.spec.retries:
+                return [*actions, *self._queue(job, at)]
+        return [*actions, *self._finish(job, result.outcome, result.exit_status, result.reason, at)]
+
+    def _finish(
+        self, job: LiveJob, outcome: Outcome, exit_status: int | None, reason: str, at: ev.Instant
+    ) -> list[ev.Action]:
+        del self.jobs[job.job]
+        return [
+            ev.SaveFinished(
+                job=job.job,
+                spec=job.spec,
+                submitted_s=job.submitted_s,
+                finished_s=at.wall_s,
+                attempt=job.last_attempt,
+                outcome=outcome,
+                exit_status=exit_status,
+                reason=reason,
+            ),
+            ev.Emit(
+                kind="job.finished",
+                at_s=at.wall_s,
+                job=job.job,
+                body={"outcome": outcome.value, "exit_status": exit_status, "attempt": job.last_attempt},
+            ),
+        ]
+
+    def _cancel(self, event: ev.CancelRequested) -> list[ev.Action]:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return []
+        match job.state:
+            case Waiting():
+                return self._finish(job, event.outcome, None, event.reason, event.at)
+            case Placed() as placed:
+                if placed.cancelling:
+                    return []
+                placed = replace(placed, cancelling=event.outcome.value, reason=event.reason)
+                job.state = placed
+                return [
+                    ev.SavePlaced(job=job.job, placement=placed.placement, cancelling=placed.cancelling),
+                    ev.Emit(kind="job.cancelling", at_s=event.at.wall_s, job=job.job, body={"reason": event.reason}),
+                    self._cancel_message(job.job, placed, placed.placement.host),
+                ]
+            case _:
+                assert_never(job.state)
+
+    def _cancel_message(self, job: int, placed: Placed, host: str) -> ev.Send:
+        message = Cancel(
+            job=job, attempt=placed.placement.attempt, outcome=placed.cancelling, reason=placed.reason or "cancelled"
+        )
+        return ev.Send(host=host, message=message)
+
+    def _retry(self, event: ev.RetryRequested) -> list[ev.Action]:
+        if event.job in self.jobs:
+            return []
+        job = LiveJob(
+            job=event.job,
+            spec=event.spec,
+            submitted_s=event.submitted_s,
+            state=Waiting(since_s=event.at.wall_s),
+            last_attempt=event.last_attempt,
+        )
+        self.jobs[job.job] = job
+        return self._queue(job, event.at)
+
+    def _expire(self, at: ev.Instant) -> list[ev.Action]:
+        actions: list[ev.Action] = []
+        for host in self.hosts.values():
+            if host.lost_mono_s is None or at.mono_s < host.lost_mono_s + self.lease_s:
+                continue
+            for number in list(host.running):
+                job, placed = self._placed(number)
+                reason = f"no contact with {host.report.host} for {self.lease_s:g} s"
+                actions += self._lose_attempt(job, placed, at, reason)
+        return actions
+
+    # What is true.
+
+    def _placed(self, number: int) -> tuple[LiveJob, Placed]:
+        job = self.jobs[number]
+        assert isinstance(job.state, Placed)
+        return job, job.state
+
+    def _current(self, host: str, number: int, attempt: int) -> tuple[LiveJob, Placed] | None:
+        """The job, if this attempt of it is the one that is out, and at that host."""
+        job = self.jobs.get(number)
+        if job is None or not isinstance(job.state, Placed):
+            return None
+        placement = job.state.placement
+        return (job, job.state) if (placement.host, placement.attempt) == (host, attempt) else None
+
+    def is_current(self, host: str, number: int, attempt: int) -> bool:
+        """Whether a host may speak about this attempt; a late message of an older one is refused."""
+        return self._current(host, number, attempt) is not None
+
+    def _leave_host(self, job: LiveJob, placed: Placed) -> None:
+        self.hosts[placed.placement.host].running.pop(job.job, None)
+
+    @staticmethod
+    def _forget(host: str, job: int, attempt: int) -> ev.Send:
+        return ev.Send(host=host, message=AttemptRecorded(job=job, attempt=attempt))
+
+    # Where the next job runs.
+
+    def _dispatch(self, at: ev.Instant) -> list[ev.Action]:
+        actions: list[ev.Action] = []
+        orders: dict[str, list[Assignment]] = {}
+        if any(host.free_slots for host in self.hosts.values()):
+            actions += self._take_back(at)
+        if any(host.room for host in self.hosts.values()):
+            for key in self._classes_in_order():
+                self._dispatch_class(key, at, actions, orders)
+        actions += [ev.Send(host=host, message=Assign(assignments=tuple(sent))) for host, sent in orders.items()]
+        return actions
+
+    def _take_back(self, at: ev.Instant) -> list[ev.Action]:
+        """Where slots are free and nobody waits for them, take back what waits ahead of slots elsewhere."""
+        if self._classes_in_order():
+            return []
+        actions: list[ev.Action] = []
+        for host in self.hosts.values():
+            for number in sorted(host.running, reverse=True)[: len(host.running) - host.report.slots]:
+                job, placed = self._placed(number)
+                if host.connected and placed.placement.started_s is None and self._fits_elsewhere(job, host):
+                    actions.append(self._forget(host.report.host, number, placed.placement.attempt))
+                    actions += self._withdraw(job, placed, at)
+        return actions
+
+    def _fits_elsewhere(self, job: LiveJob, here: Host) -> bool:
+        best = self._best_host(self._key(job), free_only=True)
+        return best is not None and best[0] is not here
+
+    def _classes_in_order(self) -> list[ClassKey]:
+        heads: list[tuple[tuple[int, int], ClassKey]] = []
+        for key, heap in list(self._waiting.items()):
+            while heap and not self._is_waiting(heap[0][1]):
+                heapq.heappop(heap)
+            if heap:
+                heads.append((heap[0], key))
+            else:
+                del self._waiting[key]
+        return [key for _, key in sorted(heads)]
+
+    def _is_waiting(self, number: int) -> bool:
+        job = self.jobs.get(number)
+        return job is not None and isinstance(job.state, Waiting)
+
+    def _dispatch_class(
+        self, key: ClassKey, at: ev.Instant, actions: list[ev.Action], orders: dict[str, list[Assignment]]
+    ) -> None:
+        heap = self._waiting[key]
+        while heap:
+            if not self._is_waiting(heap[0][1]):
+                heapq.heappop(heap)
+                continue
+            best = self._best_host(key)
+            if best is None:
+                return
+            job = self.jobs[heapq.heappop(heap)[1]]
+            host, environment = best
+            actions += self._place(job, host, environment, at)
+            orders.setdefault(host.report.host, []).append(self._assignment(job, host))
+
+    def _best_host(self, key: ClassKey, *, free_only: bool = False) -> tuple[Host, EnvironmentReport] | None:
+        """Of what fits and has room: the host with the smallest part of its slots in use, then the longest idle."""
+        requirements = dict(key)
+        best: tuple[tuple[float, int], Host, EnvironmentReport] | None = None
+        for host in self.hosts.values():
+            if not (host.free_slots if free_only else host.room):
+                continue
+            rank = (len(host.running) / host.report.slots, host.last_assigned)
+            if best is not None and rank >= best[0]:
+                continue
+            for environment in host.report.environments:
+                if environment.usable and not misfits(requirements, host.report.host, environment, host.report.workers):
+                    limit = environment.slots
+                    if limit is None or host.running_in(environment.name) < limit:
+                        best = (rank, host, environment)
+                        break
+        return (best[1], best[2]) if best is not None else None
+
+    def _place(self, job: LiveJob, host: Host, environment: EnvironmentReport, at: ev.Instant) -> list[ev.Action]:
+        self._turn += 1
+        host.last_assigned = self._turn
+        host.running[job.job] = environment.name
+        job.last_attempt += 1
+        placement = ev.Placement(
+            attempt=job.last_attempt, host=host.report.host, environment=environment, assigned_s=at.wall_s
+        )
+        job.state = Placed(placement=placement)
+        body = {"attempt": job.last_attempt, "host": host.report.host, "environment": environment.name}
+        return [
+            ev.SavePlaced(job=job.job, placement=placement, cancelling=""),
+            ev.Emit(kind="job.assigned", at_s=at.wall_s, job=job.job, body=body),
+        ]
+
+    def _assignment(self, job: LiveJob, host: Host) -> Assignment:
+        assert isinstance(job.state, Placed)
+        environment = job.state.placement.environment.name
+        worker = next(
+            (item for item in host.report.workers if (item.name, item.environment) == (job.spec.worker, environment)),
+            None,
+        )
+        return Assignment(
+            job=job.job,
+            attempt=job.last_attempt,
+            environment=environment,
+            recipe=worker.recipe if worker is not None else job.spec.recipe,
+            name=job.spec.name,
+            worker=job.spec.worker,
+            source=job.spec.source,
+            source_path=worker.source_path if worker is not None and job.spec.source is None else "",
+            lease_s=self.lease_s,
+        )
+
+    # What a person may ask.
+
+    def offers(self) -> Iterator[tuple[Host, EnvironmentReport]]:
+        """Every environment of every host, connected or not."""
+        for host in self.hosts.values():
+            for environment in host.report.environments:
+                yield host, environment
+
+    def workers(self) -> Iterator[tuple[Host, WorkerReport]]:
+        """Every named worker of every host."""
+        for host in self.hosts.values():
+            for worker in host.report.workers:
+                yield host, worker
+
+    def running_count(self) -> int:
+        """How many attempts have begun."""
+        states = [self._placed(number)[1] for host in self.hosts.values() for number in host.running]
+        return sum(1 for state in states if state.placement.started_s is not None)
+
+    def knows(self, host: str) -> bool:
+        """Whether a host is connected and has said what it offers."""
+        return host in self.hosts and self.hosts[host].connected
+
+    def can_ever_fit(self, spec: JobSpec) -> bool:
+        """Whether some known environment fits, usable now or not."""
+        return any(
+            not misfits(spec.requirements, host.report.host, offer, host.report.workers)
+            for host, offer in self.offers()
+        )
+
+    def log_wanted(self, number: int, offset: int) -> ev.Send | None:
+        """Ask a placed attempt's host to go on with its log at this offset."""
+        job = self.jobs.get(number)
+        if job is None or not isinstance(job.state, Placed):
+            return None
+        placement = job.state.placement
+        message = StreamsWanted(job=number, attempt=placement.attempt, streams=((0, offset),))
+        return ev.Send(host=placement.host, message=message)
+
+    def why(self, job: LiveJob) -> tuple[str, list[tuple[Host, EnvironmentReport, bool, str]]]:
+        """Why a job waits: a sentence, and for each environment whether it fits and what stands in the way."""
+        rows = [(host, offer, *self._verdict(job, host, offer)) for host, offer in self.offers()]
+        wanted = in_words(job.spec.requirements)
+        fitting = [row for row in rows if row[2]]
+        if isinstance(job.state, Placed):
+            placement = job.state.placement
+            return (
+                f"it does not wait: attempt {placement.attempt} is on {placement.host} in {placement.environment.name}",
+                rows,
+            )
+        if not rows:
+            return "no coordinator has connected yet: start one with biruda up or biruda coordinator", rows
+        if not fitting:
+            return f"no environment fits {wanted}", rows
+        if any(reason == "" for *_, reason in fitting):
+            return "it is next", rows
+        return f"every environment that fits {wanted} is taken or away: " + "; ".join(
+            dict.fromkeys(reason for *_, reason in fitting)
+        ), rows
+
+    def _verdict(self, job: LiveJob, host: Host, offer: EnvironmentReport) -> tuple[bool, str]:
+        name = host.report.host
+        clauses = misfits(job.spec.requirements, name, offer, host.report.workers)
+        if clauses:
+            return False, "; ".join(clauses)
+        if not offer.usable:
+            return True, f"{offer.name} on {name} cannot be used: {offer.problem}"
+        if not host.connected:
+            return True, f"{name} has no contact"
+        holders = ", ".join(map(str, sorted(host.running)))
+        if not host.free_slots:
+            return True, f"all {host.report.slots} slots of {name} are held by jobs {holders}"
+        if offer.slots is not None and host.running_in(offer.name) >= offer.slots:
+            return True, f"all {offer.slots} slots of {offer.name} on {name} are held"
+        ahead = sum(
+            1
+            for other in self.jobs.values()
+            if isinstance(other.state, Waiting)
+            and (-other.spec.priority, other.job) < (-job.spec.priority, job.job)
+            and other.spec.requirements == job.spec.requirements
+        )
+        return True, f"{ahead} jobs are before it" if ahead else ""
+
+    def check(self) -> None:
+        """AssertionError when what must always hold does not. For tests."""
+        out = [(job.job, job.state) for job in self.jobs.values() if isinstance(job.state, Placed)]
+        for number, state in out:
+            assert self.hosts[state.placement.host].running.get(number) == state.placement.environment.name
+            assert state.placement.attempt == self.jobs[number].last_attempt
+        assert sum(len(host.running) for host in self.hosts.values()) == len(out)
+        queued = {number for heap in self._waiting.values() for _, number in heap}
+        for job in self.jobs.values():
+            assert isinstance(job.state, Placed) or job.job in queued, f"job {job.job} is lost"
+            assert job.job < self.next_job

@@ -1,0 +1,261 @@
+"""What comes in of one attempt: its log and artifacts, byte for byte, until all of it is here."""
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from biruda.frames import DataHeader
+from biruda.master.spool import Spool
+from biruda.model import Artifact, AttemptResult, LogInfo
+
+LOG_CHANNEL = 0
+INLINE_BYTES = 64 * 1024
+"""Up to so many bytes are written in the loop; more go to a thread."""
+
+TIMES = 1024
+"""So many (offset, time) marks of a log are kept, evenly thinned."""
+
+RETRY_S = 1.0
+"""How long to wait for room on a full disk before the next try."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One append-only file that is being received."""
+
+    path: str
+    fd: int = -1  # opened when it is first needed
+    size: int = 0
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def open(self) -> int:
+        """The descriptor of the file, made where there is none."""
+        if self.fd < 0:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return self.fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write and hash; OSError when the disk is full, then as if nothing had come."""
+        view = memoryview(data)
+        written = 0
+        try:
+            while written < len(view):
+                written += os.pwrite(self.open(), view[written:], self.size + written)
+        except OSError:
+            if self.fd >= 0:
+                os.ftruncate(self.fd, self.size)
+            raise
+        self.digest.update(view)
+        self.size += len(view)
+
+    def clear(self) -> None:
+        os.ftruncate(self.open(), 0)
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+
+def open_stream(path: str) -> Stream:
+    """A stream that goes on where an earlier process left its file."""
+    stream = Stream(path)
+    if not os.path.exists(path):
+        return stream
+    stream.open()
+    while piece := os.pread(stream.fd, 1 << 20, stream.size):
+        stream.digest.update(piece)
+        stream.size += len(piece)
+    return stream
+
+
+class Intake:
+    """The incoming streams of one attempt."""
+
+    def __init__(self, spool: Spool, job: int, attempt: int, notice: Callable[[str, int], None]) -> None:
+        self.job = job
+        self.attempt = attempt
+        self.changed = asyncio.Event()  # replaced at each change, so that many may wait
+        self.result: AttemptResult | None = None
+        self._notice = notice
+        self._directory = spool.partial_artifacts(job, attempt)
+        self.log = open_stream(os.fspath(spool.partial_log(job, attempt)))
+        self._artifacts: dict[int, Stream] = {}
+        self._refused: set[int] = set()
+        self._log_restarts = 0
+        self._asked_at = -1
+        self.closed = False
+        self._times: list[tuple[int, int]] = []
+        self._time_step_ms = 0
+
+    async def take(self, header: DataHeader, payload: memoryview) -> tuple[int, int] | None:
+        """Add a piece. What came before is dropped; at a gap gives the (channel, offset) to ask for, once."""
+        stream = self.log if header.channel == LOG_CHANNEL else self._artifact_stream(header.channel)
+        if stream is None or self.closed:
+            return None
+        end = header.offset + len(payload)
+        if header.offset > stream.size:
+            if self._asked_at == stream.size:
+                return None
+            self._asked_at = stream.size
+            return header.channel, stream.size
+        if end > stream.size:
+            await self._append(stream, payload[stream.size - header.offset :])
+            if header.channel == LOG_CHANNEL:
+                self._mark(stream.size, header.elapsed_ms)
+        self._tell()
+        return None
+
+    async def _append(self, stream: Stream, data: memoryview) -> None:
+        told = False
+        while True:
+            try:
+                if len(data) <= INLINE_BYTES:
+                    stream.append(data)
+                else:
+                    await asyncio.to_thread(stream.append, data)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                if not told:
+                    text = f"{stream.path}: {error.strerror}: the log of job {self.job} waits until there is room"
+                    self._notice(text, self.job)
+                    told = True
+            await asyncio.sleep(RETRY_S)
+
+    def _mark(self, size: int, elapsed_ms: int) -> None:
+        if self._times and elapsed_ms < self._times[-1][1] + self._time_step_ms:
+            return
+        self._times.append((size, elapsed_ms))
+        if len(self._times) >= TIMES:
+            self._times = self._times[::2]
+            self._time_step_ms = max(1, (self._times[-1][1] - self._times[0][1]) // len(self._times))
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def _artifact_stream(self, channel: int) -> Stream | None:
+        if self.result is None or channel > len(self.result.artifacts):
+            return None
+        stream = self._artifacts.get(channel)
+        if stream is None and channel not in self._refused:
+            path = self.result.artifacts[channel - 1].path
+            try:
+                if not safe_path(path):
+                    raise ValueError("the path leads out of its directory")
+                full = os.fspath(self._directory / path)
+                os.makedirs(os.path.dirname(full), exist_ok=True)
+                stream = open_stream(full)
+                stream.open()
+                self._artifacts[channel] = stream
+            except (OSError, ValueError) as error:
+                self._refused.add(channel)
+                self._notice(f"artifact {path[:200]!r} of job {self.job} is left out: {error}", self.job)
+        return stream
+
+    def expect(self, result: AttemptResult) -> None:
+        """The attempt has ended with this result."""
+        if self.result is None:
+            self.result = result
+            self._tell()
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(channel, offset) of the artifacts that are not whole; one of equal content stands for all."""
+        assert self.result is not None
+        wanted: list[tuple[int, int]] = []
+        seen: set[str] = set()
+        for channel, artifact in enumerate(self.result.artifacts, start=1):
+            if artifact.sha256 in seen:
+                continue
+            seen.add(artifact.sha256)
+            stream = self._artifact_stream(channel)
+            if stream is not None and stream.size < artifact.bytes:
+                wanted.append((channel, stream.size))
+        return wanted
+
+    @property
+    def log_is_here(self) -> bool:
+        return self.result is not None and self.log.size >= self.result.log.bytes
+
+    def log_differs(self) -> bool:
+        """Whether a log that is here is not what was printed; then it is cleared to be asked for once more."""
+        assert self.result is not None
+        right = self.log.size == self.result.log.bytes and self.log.digest.hexdigest() == self.result.log.sha256
+        if right or self._log_restarts or not self.result.log.complete:
+            return False
+        self._log_restarts += 1
+        self.log.clear()
+        self._asked_at = -1
+        return True
+
+    def close(self) -> AttemptResult | None:
+        """Close the files, once; the result with what really is here."""
+        if self.closed:
+            return self.result
+        self.closed = True
+        result = self.result
+        if result is not None:
+            sha256 = self.log.digest.hexdigest()
+            complete = result.log.complete and (self.log.size, sha256) == (result.log.bytes, result.log.sha256)
+            log = LogInfo(bytes=self.log.size, sha256=sha256, complete=complete)
+            result = self.result = replace(result, log=log, artifacts=self._linked_artifacts(result.artifacts))
+        for stream in (self.log, *self._artifacts.values()):
+            stream.close()
+        self._tell()
+        return result
+
+    def _linked_artifacts(self, artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
+        """The artifacts that are whole and right; those of equal content become links to the first."""
+        first: dict[str, str] = {}
+        kept: list[Artifact] = []
+        for channel, artifact in enumerate(artifacts, start=1):
+            path = os.fspath(self._directory / artifact.path)
+            if artifact.sha256 in first:
+                if self._link(first[artifact.sha256], path, artifact.path):
+                    kept.append(artifact)
+                continue
+            stream = self._artifacts.get(channel)
+            if stream is not None and stream.digest.hexdigest() == artifact.sha256:
+                first[artifact.sha256] = path
+                kept.append(artifact)
+            elif channel not in self._refused:
+                self._notice(
+                    f"artifact {artifact.path[:200]!r} of job {self.job} came damaged and is left out", self.job
+                )
+        return tuple(kept)
+
+    def _link(self, source: str, path: str, shown: str) -> bool:
+        try:
+            if not safe_path(shown):
+                raise ValueError("the path leads out of its directory")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.link(source, path)
+        except (OSError, ValueError) as error:
+            self._notice(f"artifact {shown[:200]!r} of job {self.job} is left out: {error}", self.job)
+            return False
+        return True
+
+    def times(self) -> list[tuple[int, int]]:
+        """(bytes, milliseconds since the attempt began): so much of the log was there then."""
+        return self._times
+
+
+def safe_path(path: str) -> bool:
+    """Whether a path that a worker names stays below the directory it is put in."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and not path.startswith("/")
+        and ".." not in parts
+        and "\0" not in path
+        and len(path.encode("utf-8", "surrogatepass")) < 1024
+        and all(len(part.encode("utf-8", "surrogatepass")) <= 255 for part in parts)
+    )

@@ -1,0 +1,83 @@
+"""Reading logs: a range of a finished one, or one that grows, followed to its end."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from biruda.errors import UserError
+from biruda.master.farm import Placed
+
+if TYPE_CHECKING:
+    from biruda.master.intake import Intake
+    from biruda.master.service import Master
+
+PIECE_BYTES = 256 * 1024
+
+
+class LogReader:
+    """One attempt's log, open; close() it."""
+
+    def __init__(self, fd: int, attempt: int, intake: "Intake | None") -> None:
+        self.attempt = attempt
+        self._fd = fd
+        self._intake = intake
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    async def pieces(self, offset: int, limit: int | None, *, follow: bool) -> AsyncIterator[bytes]:
+        """The bytes from offset, at most limit; with follow until the attempt has ended and all of them were given."""
+        while limit is None or limit > 0:
+            changed = self._intake.changed if self._intake is not None else None
+            ended = self._intake is None or self._intake.closed
+            want = PIECE_BYTES if limit is None else min(PIECE_BYTES, limit)
+            data = os.pread(self._fd, want, offset)
+            if data:
+                yield data
+                offset += len(data)
+                limit = None if limit is None else limit - len(data)
+            elif not follow or ended or changed is None:
+                return
+            else:
+                await changed.wait()
+
+
+async def open_log(master: "Master", job: int, attempt: int | None, *, wait: bool) -> LogReader:
+    """The log of an attempt, of the newest if None; with wait, of the first that a waiting job will have.
+
+    Raises UserError when there is none.
+    """
+    while True:
+        live = master.farm.jobs.get(job)
+        if live is not None and isinstance(live.state, Placed) and attempt in (None, live.last_attempt):
+            intake = master.intake(job, live.last_attempt)
+            if not intake.closed:
+                return LogReader(os.dup(intake.log.open()), live.last_attempt, intake)
+            await master.changed()  # it is being recorded
+            continue
+        view = master.view(job)
+        number = attempt or (live.last_attempt if live is not None else view["attempt"])
+        if number and not (live is not None and wait and attempt is None):
+            record = master.store.attempt(job, number)
+            if record is not None:
+                return await _open_file(master, job, record)
+        if not wait or live is None:
+            what = f"attempt {attempt}" if attempt else "attempt with a log"
+            raise UserError(f"job {job} has no {what}", hint=f"biruda show {job} lists its attempts")
+        await master.changed()
+
+
+async def _open_file(master: "Master", job: int, record: dict[str, object]) -> LogReader:
+    path = master.spool.log(str(record["spool"]))
+    try:
+        fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"the log of job {job} cannot be read: {path}: {error.strerror}") from error
+    attempt = record["attempt"]
+    assert isinstance(attempt, int)
+    return LogReader(fd, attempt, None)

@@ -1,0 +1,175 @@
+"""The OpenAPI document and the schema of a job, made from the types that the API really uses."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from biruda import VERSION
+from biruda.master import requests as rq
+from biruda.model import Artifact, StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogView:
+    """What is stored of a log; complete: byte for byte what was printed."""
+
+    bytes: int
+    sha256: str
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job as `show --json`, `jobs --json` and the spool's .json give it."""
+
+    job: int
+    attempt: int | None
+    state: str
+    name: str
+    user: str
+    priority: int
+    requirements: dict[str, str]
+    worker: str | None
+    source: str | None
+    submitted: str
+    started: str | None
+    finished: str | None
+    arch: str | None
+    platform: str | None
+    host: str | None
+    kind: str | None
+    environment: str | None
+    outcome: str | None
+    exit_status: int | None
+    reason: str
+    steps: list[StepResult]
+    log: LogView | None
+    artifacts: list[Artifact]
+    spool: str | None
+    facts: dict[str, Any] | None
+    attempts: list[dict[str, Any]]
+    retries: int
+    cancelling: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobNumbers:
+    jobs: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    jobs: list[JobView]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    hint: str = ""
+
+
+OBJECT = dict[str, Any]
+"""An answer whose keys docs/api.md lists."""
+
+# method, path, summary, type of the request's body, status and type of the answer ("" where it is bytes)
+OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
+    ("get", "/api/v1/status", "This daemon", None, 200, OBJECT),
+    ("post", "/api/v1/jobs", "Submit jobs; on disk when answered", rq.JobsRequest, 201, JobNumbers),
+    ("get", "/api/v1/jobs", "Jobs, newest first", None, 200, JobPage),
+    ("get", "/api/v1/jobs/{job}", "One job; wait_s waits for its end", None, 200, JobView),
+    ("post", "/api/v1/jobs/{job}/cancel", "End a job", rq.ReasonRequest, 202, JobView),
+    ("post", "/api/v1/jobs/{job}/retry", "Run a finished job again", None, 201, JobView),
+    ("get", "/api/v1/jobs/{job}/why", "Why a job waits", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log", "Log bytes: offset, limit, follow, attempt, Range", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/artifacts", "What was collected", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/artifacts/{path}", "One artifact", None, 200, ""),
+    ("get", "/api/v1/workers", "Named workers", None, 200, OBJECT),
+    ("post", "/api/v1/workers/{name}/start", "Start a named worker", rq.WorkerSelection, 201, JobNumbers),
+    ("post", "/api/v1/workers/{name}/stop", "End what runs of a named worker", rq.WorkerSelection, 202, JobNumbers),
+    ("get", "/api/v1/environments", "Environments of all hosts", None, 200, OBJECT),
+    ("get", "/api/v1/environments/{name}", "One environment", None, 200, OBJECT),
+    ("post", "/api/v1/environments/{name}/probe", "Test an environment again", rq.HostRequest, 200, OBJECT),
+    ("delete", "/api/v1/environments/{name}", "Remove a built environment", None, 200, OBJECT),
+    ("get", "/api/v1/coordinators", "Coordinators", None, 200, OBJECT),
+    ("post", "/api/v1/coordinators/{host}/reload", "Read environments again", None, 200, OBJECT),
+    ("get", "/api/v1/coordinators/{host}/samples", "What a host did each second", None, 200, OBJECT),
+    ("post", "/api/v1/sources/missing", "Which chunks of a source pack are not here", None, 200, OBJECT),
+    ("put", "/api/v1/sources/{digest}", "Send a source pack's missing chunks", None, 201, OBJECT),
+    ("get", "/api/v1/events", "Events on a WebSocket; after resumes", None, 101, ""),
+    ("get", "/api/v1/openapi.json", "This document", None, 200, OBJECT),
+    ("get", "/api/v1/schemas/job.json", "JSON Schema of a job", None, 200, OBJECT),
+)
+
+QUERIES: dict[str, tuple[str, ...]] = {
+    "/api/v1/jobs": ("state", "outcome", "worker", "before", "limit"),
+    "/api/v1/jobs/{job}": ("wait_s",),
+    "/api/v1/jobs/{job}/log": ("offset", "limit", "follow", "attempt"),
+    "/api/v1/environments/{name}": ("host",),
+    "/api/v1/coordinators/{host}/samples": ("seconds",),
+    "/api/v1/events": ("after",),
+}
+
+
+@cache
+def job_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a job."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **msgspec.json.schema(JobView),
+    }
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document of every route."""
+    types = [kind for *_, body, _, answer in OPERATIONS for kind in (body, answer) if kind and kind is not OBJECT]
+    types = list(dict.fromkeys([*types, Problem]))
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    by_type = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, summary, body, status, answer in OPERATIONS:
+        paths.setdefault(path, {})[method] = _operation(path, method, summary, body, status, answer, by_type)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "biruda", "version": VERSION},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}],
+    }
+
+
+def _operation(
+    path: str, method: str, summary: str, body: Any, status: int, answer: Any, by_type: dict[Any, Any]
+) -> dict[str, Any]:
+    problem = {
+        "description": "A problem document",
+        "content": {"application/problem+json": {"schema": by_type[Problem]}},
+    }
+    if answer == "":
+        content: dict[str, Any] = {"application/octet-stream": {}}
+    else:
+        content = {"application/json": {"schema": {"type": "object"} if answer is OBJECT else by_type[answer]}}
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "job" else "string"}}
+        for name in names
+    ]
+    if method == "get":
+        parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in QUERIES.get(path, ())]
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "operationId": f"{method}_{path.removeprefix('/api/v1/').replace('/', '_').replace('{', '').replace('}', '')}",
+        "parameters": parameters,
+        "responses": {str(status): {"description": summary, "content": content}, "default": problem},
+    }
+    if body is not None:
+        operation["requestBody"] = {"content": {"application/json": {"schema": by_type[body]}}}
+    return operation

@@ -1,0 +1,146 @@
+"""The spool: what came out, under names that say where. A file appears under its name only when it is whole."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from biruda.errors import ConfigError
+from biruda.model import LogInfo
+
+PARTIAL = ".partial"
+
+SMALL_LOG_BYTES = 64 * 1024
+"""A log of so many bytes waits in the store for its fsync, many at once; a larger one has its own."""
+
+
+class Spool:
+    """A directory of finished attempts, and below .partial what is still coming in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            (directory / PARTIAL).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{directory}: the spool cannot be made: {error.strerror}",
+                hint="set [master] spool to a directory on a disk with room",
+            ) from error
+
+    def partial_log(self, job: int, attempt: int) -> Path:
+        return self.directory / PARTIAL / f"{job}.{attempt}.log"
+
+    def partial_artifacts(self, job: int, attempt: int) -> Path:
+        return self.directory / PARTIAL / f"{job}.{attempt}.d"
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def artifacts(self, name: str) -> Path:
+        return self.directory / f"{name}.d"
+
+    def log_info(self, job: int, attempt: int) -> LogInfo:
+        """What is there of a log whose attempt was lost: never complete."""
+        path = self.partial_log(job, attempt)
+        digest = hashlib.sha256()
+        size = 0
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+                size += len(piece)
+        return LogInfo(bytes=size, sha256=digest.hexdigest(), complete=False)
+
+    def publish(self, record: Mapping[str, Any]) -> bytes | None:
+        """Give an attempt's files their names. May be repeated.
+
+        Gives the whole log if it is small: what was published is not yet sure to be on disk, and the caller keeps the
+        bytes until sync() has returned. A large log, and every artifact, is on disk on return.
+        """
+        name, job, attempt = record["spool"], record["job"], record["attempt"]
+        log = self._publish_log(self.partial_log(job, attempt), self.log(name))
+        if record["artifacts"]:
+            self._publish_artifacts(self.partial_artifacts(job, attempt), self.artifacts(name))
+        self._write_whole(self.directory / f"{name}.json", _json(record))
+        return log
+
+    def _publish_log(self, partial: Path, final: Path) -> bytes | None:
+        try:
+            fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # nothing was printed, or this was done before
+            fd = os.open(final, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            partial = final
+        try:
+            small = os.fstat(fd).st_size <= SMALL_LOG_BYTES
+            log = os.pread(fd, SMALL_LOG_BYTES, 0) if small else None
+            if not small:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if partial != final:
+            partial.replace(final)
+        return log
+
+    def _publish_artifacts(self, partial: Path, final: Path) -> None:
+        if not partial.exists():
+            return  # this was done before
+        for directory, _, files in os.walk(partial):
+            for path in (directory, *(os.path.join(directory, name) for name in files)):
+                _fsync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+
+    def _write_whole(self, path: Path, data: bytes) -> None:
+        temporary = f"{self.directory}/{PARTIAL}/{path.name}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+
+    def restore(self, record: Mapping[str, Any], log: bytes) -> None:
+        """Write the files of an attempt that were published and perhaps lost by a power cut. At start."""
+        name = record["spool"]
+        self._write_whole(self.log(name), log)
+        self._write_whole(self.directory / f"{name}.json", _json(record))
+
+    def sync(self, names: Iterable[str]) -> None:
+        """What was published under these names is on disk on return; what was removed since does not matter."""
+        for name in names:
+            for path in (self.log(name), self.directory / f"{name}.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    _fsync(path)
+        _fsync(self.directory)
+
+    def drop(self, job: int, attempt: int) -> None:
+        """Forget what came in of an attempt that is none."""
+        self.partial_log(job, attempt).unlink(missing_ok=True)
+        shutil.rmtree(self.partial_artifacts(job, attempt), ignore_errors=True)
+
+    def sweep(self, is_live: Callable[[int, int], bool]) -> None:
+        """Remove leftovers of attempts that are not out any more. At start."""
+        for entry in os.scandir(self.directory / PARTIAL):
+            number, _, rest = entry.name.partition(".")
+            attempt = rest.partition(".")[0]
+            if not (number.isdigit() and attempt.isdigit() and is_live(int(number), int(attempt))):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _fsync(path: "str | os.PathLike[str]") -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,281 @@
+"""What the master remembers: SQLite in WAL, one writer thread, one transaction for a batch of actions."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import orjson
+
+from biruda.convert import decode
+from biruda.errors import ConfigError
+from biruda.master import events as ev
+from biruda.master import views
+from biruda.master.farm import LiveJob, Placed, Waiting
+from biruda.messages import HostReport
+from biruda.model import JobSpec
+
+MIGRATIONS = ("0001.sql",)
+"""Numbered, only ever added to; PRAGMA user_version counts those applied."""
+
+INSERT_QUEUED = """
+    INSERT INTO jobs
+        (job, state, name, worker, outcome, reason, submitted_s, last_attempt, infra_failures, cancelling, spec)
+    VALUES (?, 'waiting', ?, ?, '', '', ?, ?, ?, '', ?)
+    ON CONFLICT (job) DO UPDATE
+        SET state = 'waiting', outcome = '', reason = '', exit_status = NULL,
+        finished_s = NULL,
+        last_attempt = excluded.last_attempt, infra_failures = excluded.infra_failures,
+        cancelling = '', placement = NULL
+"""
+UPDATE_PLACED = "UPDATE jobs SET state = ?, last_attempt = ?, cancelling = ?, placement = ? WHERE job = ?"
+UPDATE_FINISHED = """
+    UPDATE jobs SET state = 'finished', outcome = ?, exit_status = ?, reason = ?, finished_s = ?, last_attempt = ?,
+        placement = NULL WHERE job = ?
+"""
+INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts (job, attempt, record) VALUES (?, ?, ?)"
+INSERT_UNSYNCED = "INSERT OR REPLACE INTO unsynced (job, attempt, log) VALUES (?, ?, ?)"
+SELECT_UNSYNCED = "SELECT job, attempt, log FROM unsynced"
+DELETE_UNSYNCED = "DELETE FROM unsynced WHERE job = ? AND attempt = ?"
+INSERT_HOST = "INSERT OR REPLACE INTO hosts (host, report) VALUES (?, ?)"
+INSERT_EVENT = "INSERT INTO events (id, at_s, kind, job, body) VALUES (?, ?, ?, ?, ?)"
+TRIM_EVENTS = "DELETE FROM events WHERE id <= ?"
+SELECT_EARLIER = "SELECT record FROM attempts WHERE job = ? AND attempt < ? ORDER BY attempt"
+SELECT_ATTEMPT = "SELECT record FROM attempts WHERE job = ? AND attempt = ?"
+SELECT_JOB = "SELECT * FROM jobs WHERE job = ?"
+SELECT_LIVE = "SELECT * FROM jobs WHERE state <> 'finished' ORDER BY job"
+SELECT_HOSTS = "SELECT report FROM hosts"
+SELECT_EVENTS = "SELECT id, at_s, kind, job, body FROM events WHERE id > ? ORDER BY id LIMIT ?"
+
+
+class Published(NamedTuple):
+    """An attempt whose spool files have their names; log: all of it while they are not sure to be on disk."""
+
+    job: int
+    attempt: int
+    record: bytes
+    log: bytes | None
+
+
+class Store:
+    """One connection. apply() runs in the writer thread only; the reads are short and safe beside it."""
+
+    def __init__(self, path: Path, *, event_history: int = 100_000) -> None:
+        self.path = path
+        self._event_history = event_history
+        try:
+            self._writer = self._connect()
+            self._migrate()
+            self._reader = self._connect()
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(
+                f"{path}: the store cannot be opened: {error}",
+                hint="restore it from a backup, or move it away to begin anew; the spool stays as it is",
+            ) from error
+        self.last_event = int(self._reader.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA busy_timeout = 10000")
+        return connection
+
+    def _migrate(self) -> None:
+        done = int(self._writer.execute("PRAGMA user_version").fetchone()[0])
+        if done > len(MIGRATIONS):
+            raise ConfigError(
+                f"{self.path}: made by a newer biruda (schema {done}, this one knows {len(MIGRATIONS)})",
+                hint="start the newer version again",
+            )
+        for number, name in enumerate(MIGRATIONS[done:], start=done + 1):
+            script = resources.files("biruda.master").joinpath("schema", name).read_text()
+            self._writer.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+    # Writing.
+
+    def earlier_attempts(self, job: int, before: int) -> list[dict[str, Any]]:
+        """The records of a job's attempts with a smaller number. For the writer thread."""
+        return (
+            [orjson.loads(row[0]) for row in self._writer.execute(SELECT_EARLIER, (job, before))] if before > 1 else []
+        )
+
+    def apply(self, saves: Sequence[ev.Save | Published], first_event: int) -> None:
+        """One transaction, on disk on return. Published stands for a SaveAttempt whose record is made.
+
+        Raises sqlite3.OperationalError (disk full, locked); then nothing of it was done and it may be tried again.
+        """
+        execute = self._writer.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            event = first_event
+            for save in saves:
+                if isinstance(save, ev.Emit):
+                    execute(INSERT_EVENT, (event, save.at_s, save.kind, save.job, orjson.dumps(save.body)))
+                    if event % 1000 == 0:
+                        execute(TRIM_EVENTS, (event - self._event_history,))
+                    event += 1
+                else:
+                    self._save(save)
+            execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                execute("ROLLBACK")
+            raise
+
+    def _save(self, save: ev.Save | Published) -> None:
+        execute = self._writer.execute
+        match save:
+            case ev.SaveQueued(spec=spec):
+                values = (
+                    save.job,
+                    spec.name,
+                    spec.worker or "",
+                    save.submitted_s,
+                    save.last_attempt,
+                    save.infra_failures,
+                )
+                execute(INSERT_QUEUED, (*values, orjson.dumps(spec)))
+            case ev.SavePlaced(placement=placement):
+                state = "placed" if placement.started_s is None else "running"
+                execute(UPDATE_PLACED, (state, placement.attempt, save.cancelling, orjson.dumps(placement), save.job))
+            case ev.SaveFinished():
+                row = (save.outcome.value, save.exit_status, save.reason, save.finished_s, save.attempt, save.job)
+                execute(UPDATE_FINISHED, row)
+            case ev.SaveHost(report=report):
+                execute(INSERT_HOST, (report.host, orjson.dumps(report)))
+            case Published(job=job, attempt=attempt):
+                execute(INSERT_ATTEMPT, (job, attempt, save.record))
+                if save.log is not None:
+                    execute(INSERT_UNSYNCED, (job, attempt, save.log))
+            case ev.SaveAttempt() | ev.Emit():
+                raise AssertionError(f"{type(save).__name__} is made into a row before")
+            case _:
+                assert_never(save)
+
+    def synced(self, attempts: Iterable[tuple[int, int]]) -> None:
+        """The spool files of these attempts are on disk. For the writer thread."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        self._writer.executemany(DELETE_UNSYNCED, attempts)
+        self._writer.execute("COMMIT")
+
+    # Reading.
+
+    def unsynced(self) -> list[tuple[dict[str, Any], bytes]]:
+        """(record, log) of the attempts whose spool files may not be on disk."""
+        found = []
+        for job, attempt, log in self._reader.execute(SELECT_UNSYNCED).fetchall():
+            record = self.attempt(job, attempt)
+            if record is not None:
+                found.append((record, log))
+        return found
+
+    def next_job(self) -> int:
+        return int(self._reader.execute("SELECT coalesce(max(job), 0) + 1 FROM jobs").fetchone()[0])
+
+    def live_jobs(self) -> Iterator[LiveJob]:
+        """Every job that has not ended, as it was saved last."""
+        for row in self._reader.execute(SELECT_LIVE):
+            state: Waiting | Placed = Waiting(since_s=row["submitted_s"])
+            if row["state"] != "waiting":
+                placement = decode(ev.Placement, orjson.loads(row["placement"]))
+                state = Placed(placement=placement, cancelling=row["cancelling"], reason=row["reason"])
+            yield LiveJob(
+                job=row["job"],
+                spec=_spec(row),
+                submitted_s=row["submitted_s"],
+                state=state,
+                last_attempt=row["last_attempt"],
+                infra_failures=row["infra_failures"],
+            )
+
+    def hosts(self) -> list[HostReport]:
+        return [decode(HostReport, orjson.loads(row[0])) for row in self._reader.execute(SELECT_HOSTS)]
+
+    def job_spec(self, job: int) -> tuple[JobSpec, int, float] | None:
+        """Spec, last attempt and time of submission of any job."""
+        row = self._reader.execute(SELECT_JOB, (job,)).fetchone()
+        return None if row is None else (_spec(row), row["last_attempt"], row["submitted_s"])
+
+    def attempt(self, job: int, attempt: int) -> dict[str, Any] | None:
+        """The record of an attempt that has ended."""
+        row = self._reader.execute(SELECT_ATTEMPT, (job, attempt)).fetchone()
+        return None if row is None else orjson.loads(row[0])
+
+    def attempts_before(self, job: int, attempt: int) -> list[dict[str, Any]]:
+        return [orjson.loads(row[0]) for row in self._reader.execute(SELECT_EARLIER, (job, attempt))]
+
+    def finished_view(self, job: int) -> views.View | None:
+        """A job as the API shows it, if it has ended."""
+        row = self._reader.execute(SELECT_JOB, (job,)).fetchone()
+        return None if row is None or row["state"] != "finished" else self._finished_view(row)
+
+    def _finished_view(self, row: sqlite3.Row) -> views.View:
+        record = self.attempt(row["job"], row["last_attempt"])
+        if record is not None and record["outcome"] == row["outcome"]:
+            return record
+        view = views.request_view(row["job"], _spec(row), row["submitted_s"])
+        return {
+            **view,
+            "state": "finished",
+            "finished": views.instant(row["finished_s"]),
+            "outcome": row["outcome"],
+            "exit_status": row["exit_status"],
+            "reason": row["reason"],
+            "attempts": [
+                views.attempt_summary(item) for item in self.attempts_before(row["job"], row["last_attempt"] + 1)
+            ],
+        }
+
+    def job_numbers(
+        self, *, state: str | None, outcome: str | None, worker: str | None, before: int | None, limit: int
+    ) -> list[tuple[int, str]]:
+        """(job, state) of the newest jobs that fit, newest first."""
+        clauses, values = ["1"], list[object]()
+        if state is not None:
+            clauses.append(
+                {
+                    "waiting": "state IN ('waiting', 'placed')",
+                    "running": "state = 'running'",
+                    "finished": "state = 'finished'",
+                    "unfinished": "state <> 'finished'",
+                }[state]
+            )
+        for column, value in (("outcome", outcome), ("worker", worker)):
+            if value is not None:
+                clauses.append(f"{column} = ?")
+                values.append(value)
+        if before is not None:
+            clauses.append("job < ?")
+            values.append(before)
+        statement = f"SELECT job, state FROM jobs WHERE {' AND '.join(clauses)} ORDER BY job DESC LIMIT ?"
+        return [(row[0], row[1]) for row in self._reader.execute(statement, (*values, limit))]
+
+    def events_after(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """The next events of the stream."""
+        rows = self._reader.execute(SELECT_EVENTS, (after, limit))
+        return [event_view(row[0], row[1], row[2], row[3], orjson.loads(row[4])) for row in rows]
+
+
+def event_view(number: int, at_s: float, kind: str, job: int, body: Any) -> dict[str, Any]:
+    """One event as the API sends it."""
+    return {"id": number, "at": views.instant(at_s), "kind": kind, "job": job or None, **body}
+
+
+def emitted(saves: Iterable[ev.Save], first_event: int) -> Iterator[dict[str, Any]]:
+    """The events among the saves, numbered as apply() numbers them."""
+    number = first_event
+    for save in saves:
+        if isinstance(save, ev.Emit):
+            yield event_view(number, save.at_s, save.kind, save.job, dict(save.body))
+            number += 1
+
+
+def _spec(row: sqlite3.Row) -> JobSpec:
+    return decode(JobSpec, orjson.loads(row["spec"]))
