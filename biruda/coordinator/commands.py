@@ -1,0 +1,164 @@
+"""What a coordinator does at its start and when it is told to: adopt, look at environments, probe, reload, remove."""
+
+import asyncio
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from biruda.config import find_config, load
+from biruda.coordinator import envbuild
+from biruda.coordinator.attempts import Attempt
+from biruda.coordinator.environments import EnvironmentState
+from biruda.coordinator.ledger import Entry
+from biruda.coordinator.outbox import log_info
+from biruda.coordinator.pool import facts_inside
+from biruda.errors import EnvironmentFault, UserError
+from biruda.model import Outcome
+
+if TYPE_CHECKING:
+    from biruda.coordinator.service import Coordinator
+
+log = logging.getLogger("biruda.coordinator")
+
+
+async def adopt(host: "Coordinator") -> None:
+    """Find again what an earlier process left: ended attempts in the outbox, workers that still run."""
+    for ended in host.ledger.results.values():
+        attempt = Attempt(job=ended.job, attempt=ended.attempt, environment="", lease_s=0, result=ended.result)
+        attempt.log_path = host.outbox.log(ended.job, ended.attempt)
+        attempt.log_bytes = attempt.log_size()
+        attempt.sent_bytes = None
+        attempt.started_s = ended.result.started_s
+        host.attempts[attempt.key] = attempt
+    for entry in list(host.ledger.entries.values()):
+        await _adopt_worker(host, entry)
+    host.outbox.sweep(host.attempts.keys())
+
+
+async def _adopt_worker(host: "Coordinator", entry: Entry) -> None:
+    given = entry.given
+    key = (given.job, given.attempt) if given is not None else None
+    if given is None or key in host.attempts or entry.place.kind not in host.spawners:
+        await _forget(host, entry)  # a spare, or one whose attempt has ended
+        return
+    attempt = Attempt(
+        job=given.job,
+        attempt=given.attempt,
+        environment=entry.place.environment,
+        lease_s=given.lease_s,
+        worker=entry.place.worker,
+        started_s=given.started_s,
+        sent_bytes=None,
+    )
+    room = f"{entry.place.directory}/log"
+    attempt.log_path = room
+    attempt.log_bytes = attempt.log_size()
+    host.attempts[attempt.key] = attempt
+    worker = await host.pool.adopt(entry.place, attempt.key, given.lease_s)
+    if worker is not None:
+        host.runner.hold_slot(attempt.key)
+        log.info("job=%d attempt=%d goes on: its worker was found again", given.job, given.attempt)
+        return
+    await _forget_process(host, entry)
+    if attempt.result is None:
+        attempt.log_path = host.outbox.take_log(given.job, given.attempt, room)
+        info = await asyncio.to_thread(log_info, attempt.log_path, complete=False)
+        reason = "its worker was gone when the coordinator came back"
+        attempt.log_bytes, attempt.worker = info.bytes, ""
+        attempt.result = attempt.broken(Outcome.INFRA, reason, info, time.time())
+        host.ledger.ended(attempt.ended())
+    await _forget(host, entry)
+
+
+async def _forget_process(host: "Coordinator", entry: Entry) -> None:
+    try:
+        await host.spawners[entry.place.kind].kill(entry.place)
+    except EnvironmentFault as error:
+        log.error("worker=%s: %s", entry.place.worker, error)
+
+
+async def _forget(host: "Coordinator", entry: Entry) -> None:
+    try:
+        await host.pool.forget(entry.place)
+    except EnvironmentFault as error:
+        log.error("worker=%s of an earlier run cannot be cleaned away: %s", entry.place.worker, error)
+
+
+async def look_at(host: "Coordinator", state: EnvironmentState) -> None:
+    """Find out what an environment is and whether a worker can be had in it; never raises for that."""
+    try:
+        async with host.testing:
+            capability = await state.spawner.probe()
+        if not capability.usable:
+            raise EnvironmentFault(f"{state.config.kind} does not work on this host: {capability.reason}")
+        state.static = await state.spawner.prepare(state.config)
+        facts = await asyncio.to_thread(host.cache.find, state.config)
+        if facts is None:
+            facts, worker = await facts_inside(host.pool, state)
+            await asyncio.to_thread(host.cache.keep, state.config, facts)
+            state.idle.append(worker.id)
+        state.facts, state.problem = facts, ""
+        host.pool.refill(state)
+    except EnvironmentFault as error:
+        state.facts = None
+        state.fail(error)
+        log.warning("environment=%s cannot be used: %s", state.config.name, state.problem)
+
+
+async def obey(host: "Coordinator", action: str, name: str) -> None:
+    """Carry an EnvironmentCommand out. Raises BirudaError with what went wrong."""
+    if action == "reload":
+        await _reload(host)
+        return
+    state = host.environments.get(name)
+    if state is None:
+        raise UserError(f"{host.host} has no environment {name!r}")
+    if action == "probe":
+        host.cache.drop(name)
+        await _end_idle(host, state)
+        await look_at(host, state)
+    elif action == "remove":
+        await _remove(host, state)
+    else:
+        raise UserError(f"{host.host} does not know how to {action!r}", hint="run the same version on both")
+
+
+async def _reload(host: "Coordinator") -> None:
+    path = host.config.path or find_config(host.home, None)
+    before = dict(host.environments)
+    fresh = host.configure(load(path, home=host.home))
+    for name, state in before.items():
+        if host.environments.get(name) is not state:
+            await _end_idle(host, state)
+    for state in fresh:
+        await look_at(host, state)
+
+
+async def _remove(host: "Coordinator", state: EnvironmentState) -> None:
+    name = state.config.name
+    if any(item.environment == name and item.result is None for item in host.attempts.values()):
+        raise UserError(
+            f"jobs run in {name} on {host.host}", hint=f"cancel them, or wait; biruda env show {name} lists them"
+        )
+    await _end_idle(host, state)
+    await asyncio.to_thread(envbuild.remove, host.home, name)
+    host.cache.drop(name)
+    await _reload(host)
+
+
+async def _end_idle(host: "Coordinator", state: EnvironmentState) -> None:
+    idle, state.idle = state.idle, []
+    for worker_id in idle:
+        worker = host.pool.workers.get(worker_id)
+        if worker is not None:
+            await host.pool.end(worker)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a leftover directory. Blocking."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error)

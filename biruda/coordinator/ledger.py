@@ -1,0 +1,134 @@
+"""What this host's workers occupy, written down before it is made, so that a later process finds all of it.
+
+An append-only file of JSON lines. It need not be fsynced: what it names does not survive a power cut either.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from biruda.convert import decode
+from biruda.coordinator.spawners.protocol import Place
+from biruda.messages import AttemptEnded
+
+COMPACT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """The attempt that a worker has."""
+
+    job: int
+    attempt: int
+    lease_s: float
+    started_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One worker that may exist."""
+
+    place: Place
+    given: Given | None = None
+
+
+class Ledger:
+    """The entries of one coordinator; every change is in the file before the act that it announces."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.entries: dict[str, Entry] = {}
+        self.results: dict[tuple[int, int], AttemptEnded] = {}  # what the master has not recorded
+        if path.exists():
+            for line in path.read_bytes().splitlines():
+                self._replay(line)
+        self._fd = -1
+        self._bytes = 0
+        self._compact()
+
+    def _replay(self, line: bytes) -> None:
+        try:
+            record = orjson.loads(line)
+            if record["is"] == "ended":
+                ended = decode(AttemptEnded, record["ended"])
+                self.results[ended.job, ended.attempt] = ended
+                return
+            if record["is"] == "recorded":
+                self.results.pop((record["job"], record["attempt"]), None)
+                return
+            worker = record["worker"]
+            if record["is"] == "planned":
+                self.entries[worker] = Entry(place=decode(Place, record["place"]))
+            elif record["is"] == "spawned":
+                place = replace(self.entries[worker].place, pid=record["pid"], start_ticks=record["start_ticks"])
+                self.entries[worker] = replace(self.entries[worker], place=place)
+            elif record["is"] == "given":
+                given = decode(Given, record["given"]) if record["given"] is not None else None
+                self.entries[worker] = replace(self.entries[worker], given=given)
+            elif record["is"] == "gone":
+                self.entries.pop(worker, None)
+        except (ValueError, KeyError, TypeError):
+            return  # the last line of a process that was killed may be cut
+
+    def _compact(self) -> None:
+        """Write only what still counts."""
+        temporary = self._path.with_suffix(".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._bytes = fd, 0
+        for worker, entry in self.entries.items():
+            self._append({"is": "planned", "worker": worker, "place": entry.place})
+            if entry.given is not None:
+                self._append({"is": "given", "worker": worker, "given": entry.given})
+        for ended in self.results.values():
+            self._append({"is": "ended", "ended": ended})
+        os.replace(temporary, self._path)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        os.write(self._fd, line)
+        self._bytes += len(line)
+
+    def _change(self, record: Mapping[str, Any]) -> None:
+        self._append(record)
+        if self._bytes > COMPACT_BYTES:
+            self._compact()
+
+    def planned(self, place: Place) -> None:
+        """This will be made."""
+        self.entries[place.worker] = Entry(place=place)
+        self._change({"is": "planned", "worker": place.worker, "place": place})
+
+    def spawned(self, place: Place) -> None:
+        """It is there, as this process."""
+        self.entries[place.worker] = replace(self.entries[place.worker], place=place)
+        record = {"is": "spawned", "worker": place.worker, "pid": place.pid, "start_ticks": place.start_ticks}
+        self._change(record)
+
+    def given(self, worker: str, given: Given | None) -> None:
+        """It has this attempt; None: no more."""
+        self.entries[worker] = replace(self.entries[worker], given=given)
+        self._change({"is": "given", "worker": worker, "given": given})
+
+    def gone(self, worker: str) -> None:
+        """Nothing of it is left."""
+        if self.entries.pop(worker, None) is not None:
+            self._change({"is": "gone", "worker": worker})
+
+    def ended(self, ended: AttemptEnded) -> None:
+        """An attempt has this result; it is the master's to record."""
+        self.results[ended.job, ended.attempt] = ended
+        self._change({"is": "ended", "ended": ended})
+
+    def recorded(self, job: int, attempt: int) -> None:
+        """The master has it, or wants to hear no more of it."""
+        if self.results.pop((job, attempt), None) is not None:
+            self._change({"is": "recorded", "job": job, "attempt": attempt})
+
+    def close(self) -> None:
+        os.close(self._fd)

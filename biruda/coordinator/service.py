@@ -1,0 +1,310 @@
+"""One host of the farm: takes assignments, runs them in its environments, and owes the master every byte of them."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import assert_never
+
+from biruda import VERSION
+from biruda.config import Config
+from biruda.coordinator import commands
+from biruda.coordinator.attempts import Attempt
+from biruda.coordinator.environments import EnvironmentState, FactsCache, host_facts, slots_of, worker_reports
+from biruda.coordinator.ledger import Ledger
+from biruda.coordinator.outbox import Outbox
+from biruda.coordinator.pool import Pool
+from biruda.coordinator.pump import Pump
+from biruda.coordinator.runner import Runner
+from biruda.coordinator.samples import Sampler
+from biruda.coordinator.sources import Sources
+from biruda.coordinator.spawners.protocol import Spawner
+from biruda.errors import BirudaError, EnvironmentFault
+from biruda.frames import DataFrame, MessageFrame
+from biruda.link import Link, Transport, dial, new_session_id
+from biruda.messages import (
+    Assign,
+    AttemptRecorded,
+    Cancel,
+    ChunksEnd,
+    CommandDone,
+    EnvironmentCommand,
+    HostReport,
+    Samples,
+    SamplesWanted,
+    SourceOffered,
+    StreamsWanted,
+    ToMaster,
+    decode_to_coordinator,
+    encode,
+)
+from biruda.model import Kind, Sample
+
+log = logging.getLogger("biruda.coordinator")
+
+REDIAL_S = 1.0
+REDIAL_MOST_S = 15.0
+REAP_S = 60.0
+
+Dial = Callable[[], Awaitable[Transport]]
+
+
+class Coordinator:
+    """The running coordinator."""
+
+    def __init__(self, home: Path, config: Config, host: str, spawners: Mapping[Kind, Spawner], instance: str) -> None:
+        self.home = home
+        self.config = config
+        self.host = host
+        self.instance = instance
+        self.spawners = spawners
+        self.facts = host_facts()
+        self.slots = slots_of(config.coordinator.slots)
+        self.attempts: dict[tuple[int, int], Attempt] = {}
+        self.environments: dict[str, EnvironmentState] = {}
+        directory = home / "coordinator"
+        (directory / "workers").mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(directory / "ledger")
+        self.outbox = Outbox(directory / "outbox")
+        self.cache = FactsCache(directory / "facts")
+        self.link = Link(new_session_id(), "link to the master")
+        self.sources = Sources(directory / "sources", self.link, config.coordinator.source_cache_bytes)
+        self.pump = Pump(self.link, self.outbox, self.attempts.values)
+        self.sampler = Sampler(lambda: sum(1 for item in self.attempts.values() if item.result is None))
+        self.ready = asyncio.Event()  # every environment was looked at once
+        self.testing = asyncio.Lock()  # self-tests make places that no ledger knows: not while the reaper looks
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @asynccontextmanager
+    async def running(self, dial_master: Dial) -> AsyncIterator["Coordinator"]:
+        """The coordinator at work; on exit its attempts go on without it."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self.pool = Pool(
+                self.home / "coordinator" / "workers",
+                self.ledger,
+                self.spawners,
+                self.slots,
+                tasks,
+                self._from_worker,
+                self._data_from_worker,
+                self._worker_ended,
+            )
+            self.runner = Runner(self, tasks)
+            work = [
+                tasks.create_task(self.pump.run(), name="pump"),
+                tasks.create_task(self.sampler.run(), name="sampler"),
+                tasks.create_task(self._start(tasks, dial_master), name="start"),
+            ]
+            try:
+                yield self
+            finally:
+                self.pool.close()
+                await self.link.close()
+                for task in work:
+                    task.cancel()
+                current = asyncio.current_task()
+                for task in asyncio.all_tasks():
+                    if task is not current and task in getattr(tasks, "_tasks", ()):
+                        task.cancel()
+        for attempt in self.attempts.values():
+            attempt.close()
+        self.ledger.close()
+
+    async def _start(self, tasks: asyncio.TaskGroup, dial_master: Dial) -> None:
+        await commands.adopt(self)
+        tasks.create_task(self._look_at_all(), name="environments")
+        tasks.create_task(self._reap_for_ever(), name="reaper")
+        await self.ready.wait()
+        await self._stay_connected(dial_master)
+
+    # Environments.
+
+    async def _look_at_all(self) -> None:
+        self.configure(self.config)
+        async with asyncio.TaskGroup() as tasks:
+            for state in self.environments.values():
+                tasks.create_task(commands.look_at(self, state), name=f"look at {state.config.name}")
+        self.ready.set()
+        self.report()
+
+    def configure(self, config: Config) -> list[EnvironmentState]:
+        """Take a configuration's environments over; gives those that are new or changed."""
+        self.config = config
+        fresh: list[EnvironmentState] = []
+        kept: dict[str, EnvironmentState] = {}
+        for item in config.environments:
+            known = self.environments.get(item.name)
+            if known is not None and known.config == item:
+                kept[item.name] = known
+                continue
+            spawner = self.spawners[item.kind]
+            kept[item.name] = state = EnvironmentState(item, spawner, self.facts)
+            fresh.append(state)
+        self.environments = kept
+        return fresh
+
+    async def _reap_for_ever(self) -> None:
+        while True:
+            await self.reap()
+            await asyncio.sleep(REAP_S)
+
+    async def reap(self) -> None:
+        """Remove what carries this instance's mark and belongs to no worker that the ledger knows."""
+        async with self.testing:
+            for spawner in self.spawners.values():
+                try:
+                    for sentence in await spawner.reap(frozenset(self.ledger.entries)):
+                        log.warning("%s", sentence)
+                except (OSError, EnvironmentFault) as error:
+                    log.error("reaper of %s: %s", spawner.kind, error)
+        workers = self.home / "coordinator" / "workers"
+        for name in await asyncio.to_thread(os.listdir, workers):
+            if name not in self.ledger.entries:
+                await asyncio.to_thread(commands.remove_tree, workers / name)
+
+    # The master.
+
+    def tell_master(self, message: ToMaster) -> None:
+        """Now, or in the session's next connection."""
+        self.link.post(encode(message))
+
+    def report(self) -> None:
+        """Tell the master what this host is now."""
+        if self.ready.is_set():
+            self.tell_master(self._host_report())
+
+    def _host_report(self) -> HostReport:
+        return HostReport(
+            host=self.host,
+            arch=self.facts.arch,
+            platform=self.facts.platform,
+            slots=self.slots,
+            pid=os.getpid(),
+            version=VERSION,
+            environments=tuple(state.report() for state in self.environments.values()),
+            workers=worker_reports(self.config.workers, self.environments),
+            attempts=tuple(attempt.report() for attempt in self.attempts.values()),
+        )
+
+    async def _stay_connected(self, dial_master: Dial) -> None:
+        pause_s = REDIAL_S / 8
+        told = ""
+        while True:
+            try:
+                await self._one_connection(dial_master)
+                pause_s, told = REDIAL_S / 8, ""
+            except* (OSError, TimeoutError, BirudaError) as group:
+                problem = str(_first(group))
+                if problem != told:
+                    log.warning("no link to the master: %s; trying again", problem)
+                    told = problem
+            await asyncio.sleep(pause_s)
+            pause_s = min(REDIAL_MOST_S, pause_s * 2)
+
+    async def _one_connection(self, dial_master: Dial) -> None:
+        transport = await dial_master()
+        who = {"host": self.host, "instance": self.instance, "version": VERSION}
+        try:
+            received, fresh = await dial(transport, self.link, who)
+        except BaseException:
+            await transport.close()
+            raise
+        log.info("linked to the master at %s%s", transport.peer, "" if fresh else ", the session goes on")
+        if fresh:
+            self._begin_session()
+        await self.link.run(transport, received, self._from_master)
+        log.warning("the link to the master at %s ended", transport.peer)
+
+    def _begin_session(self) -> None:
+        """The master knows nothing of this session: say everything; it says what it has."""
+        self.sources.interrupt()
+        for attempt in self.attempts.values():
+            attempt.sent_bytes = None
+            attempt.owed.clear()
+        self.tell_master(self._host_report())
+        for attempt in self.attempts.values():
+            if attempt.result is not None:
+                self.tell_master(attempt.ended())
+
+    async def _from_master(self, item: MessageFrame | DataFrame) -> None:
+        if isinstance(item, DataFrame):
+            self.sources.take(item.header, item.payload)
+            return
+        message = decode_to_coordinator(item.payload)
+        match message:
+            case Assign(assignments=assignments):
+                for assignment in assignments:
+                    self.runner.assign(assignment)
+            case Cancel():
+                self.runner.cancel(message)
+            case StreamsWanted():
+                self._owe(message)
+            case AttemptRecorded():
+                await self.runner.forget(message.job, message.attempt)
+            case SourceOffered():
+                self.sources.offered(message)
+            case ChunksEnd():
+                self.sources.ended(message)
+            case SamplesWanted():
+                self._sample(message.wanted)
+            case EnvironmentCommand():
+                self._spawn_task(self._obey(message), f"{message.action} {message.environment}")
+            case _:
+                assert_never(message)
+
+    def _spawn_task(self, work: "contextlib.AbstractAsyncContextManager[None] | object", name: str) -> None:
+        assert self._tasks is not None
+        self._tasks.create_task(work, name=name)  # type: ignore[arg-type]
+
+    def _owe(self, message: StreamsWanted) -> None:
+        attempt = self.attempts.get((message.job, message.attempt))
+        if attempt is None:
+            return
+        for channel, offset in message.streams:
+            if channel == 0:
+                attempt.sent_bytes = min(offset, attempt.log_bytes)
+            else:
+                attempt.owed.append((channel, offset))
+        self.pump.wake()
+
+    def _sample(self, wanted: bool) -> None:
+        if not wanted:
+            self.sampler.listener = None
+            return
+        self.tell_master(Samples(samples=tuple(self.sampler.ring)))
+
+        def hand_on(sample: Sample) -> None:
+            self.tell_master(Samples(samples=(sample,)))
+
+        self.sampler.listener = hand_on
+
+    async def _obey(self, message: EnvironmentCommand) -> None:
+        problem = ""
+        try:
+            await commands.obey(self, message.action, message.environment)
+        except BirudaError as error:
+            problem = f"{error}; {error.hint}" if error.hint else str(error)
+        self.report()
+        self.tell_master(CommandDone(request=message.request, problem=problem))
+
+    # Workers.
+
+    async def _from_worker(self, worker: "object", message: object, payload: bytes) -> None:
+        await self.runner.from_worker(worker, message, payload)  # type: ignore[arg-type]
+
+    async def _data_from_worker(self, worker: "object", item: DataFrame) -> None:
+        await self.runner.data_from_worker(worker, item)  # type: ignore[arg-type]
+
+    def _worker_ended(self, worker: "object") -> None:
+        self.runner.worker_ended(worker)  # type: ignore[arg-type]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
