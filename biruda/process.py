@@ -1,0 +1,170 @@
+"""The one place that starts child processes; their environment is built by the caller, never inherited.
+
+A child gets its own session, an umask of 022, only the three standard descriptors and default signal actions. It is
+started by vfork, so the size of the caller does not matter, except where another account is asked for.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from biruda.errors import EnvironmentFault
+
+_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whom a child runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a child ended and what it and the children it waited for used.
+
+    peak_rss_bytes is never below what the caller had when it started the child: exec keeps the mark of the memory that
+    it leaves.
+    """
+
+    exit_status: int | None  # None when a signal ended it
+    signal: int | None
+    cpu_s: float
+    peak_rss_bytes: int
+    read_bytes: int = 0  # from storage, 0 where the system does not tell
+    written_bytes: int = 0
+
+
+class Child:
+    """A started process. Its number stays its own until poll() has returned its Exit."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self.pidfd = _open_pidfd(popen.pid)  # readable once it has ended; -1 where there is no such thing
+        self._popen = popen
+        self._exit: Exit | None = None
+
+    def poll(self) -> Exit | None:
+        """How it ended, None while it runs. Raises ChildProcessError when somebody else has waited for it."""
+        if self._exit is None:
+            self._exit = self._reap()
+        return self._exit
+
+    def _reap(self) -> Exit | None:
+        read_bytes = written_bytes = 0
+        if hasattr(os, "waitid"):
+            # Peeked at first: the counters are there only as long as the zombie is.
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None
+            read_bytes, written_bytes = _storage_bytes(self.pid)
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        self._popen.returncode = code  # or Popen would wait for the number again
+        self.close()
+        return Exit(
+            exit_status=None if code < 0 else code,
+            signal=-code if code < 0 else None,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            peak_rss_bytes=usage.ru_maxrss * _RSS_UNIT_BYTES,
+            read_bytes=read_bytes,
+            written_bytes=written_bytes,
+        )
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the process group that it leads, and its session's other groups not. Call before poll() reaped it."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or only processes of other accounts are left: the sweep at the end is for those
+
+    def close(self) -> None:
+        """Close the pidfd; may be called again."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    stdin: int,
+    stdout: int,
+    account: Account | None = None,
+    umask: int = 0o022,
+) -> Child:
+    """A running child, its stderr joined to stdout. argv[0] without a slash is looked for along env's PATH.
+
+    Raises OSError as exec and fork do, ValueError for what no argument or variable can be.
+    """
+    switch = account is not None and account.uid != os.geteuid()
+    popen = subprocess.Popen(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        close_fds=True,
+        start_new_session=True,
+        restore_signals=True,
+        umask=umask,
+        user=account.uid if account and switch else None,
+        group=account.gid if account and switch else None,
+        extra_groups=account.groups if account and switch else None,
+    )
+    return Child(popen)
+
+
+def account_of(user: str) -> Account:
+    """The account of a name or a number, read from /etc/passwd and /etc/group as they are in this root.
+
+    Not by the C library: it would load the name services of a foreign root into this process. Raises EnvironmentFault.
+    """
+    for fields in _colon_file("/etc/passwd", 4):
+        name, _, uid, gid = fields[:4]
+        if user in (name, uid) and uid.isdigit() and gid.isdigit():
+            groups = (f for f in _colon_file("/etc/group", 4) if f[2].isdigit())
+            more = {int(f[2]) for f in groups if name in f[3].split(",")}
+            return Account(uid=int(uid), gid=int(gid), groups=tuple(sorted({int(gid), *more})))
+    if user.isdigit():
+        return Account(uid=int(user), gid=int(user))
+    raise EnvironmentFault(
+        f"the user {user!r}: not in /etc/passwd", hint="name one that the environment has, or a number"
+    )
+
+
+def _colon_file(path: str, fields: int) -> list[list[str]]:
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().decode("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return []
+    return [parts for parts in (line.split(":") for line in lines) if len(parts) >= fields]
+
+
+def _open_pidfd(pid: int) -> int:
+    if hasattr(os, "pidfd_open"):
+        try:
+            return os.pidfd_open(pid)
+        except OSError:  # a kernel before 5.3, or one that forbids it
+            pass
+    return -1
+
+
+def _storage_bytes(pid: int) -> tuple[int, int]:
+    try:
+        with open(f"/proc/{pid}/io", "rb", buffering=0) as file:
+            counters = dict(line.split(b": ", 1) for line in file.read(512).splitlines())
+        return int(counters[b"read_bytes"]), int(counters[b"write_bytes"])
+    except (OSError, ValueError, KeyError):
+        return 0, 0

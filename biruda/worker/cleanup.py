@@ -1,0 +1,85 @@
+"""Makes and removes an attempt's directory."""
+
+import os
+import stat
+from collections.abc import Iterator
+
+from biruda.process import Account
+
+_DEEP = 100
+"""Directories below this depth are moved up before they are emptied: descriptors and path lengths are bounded."""
+
+
+def make_directory(path: str, account: Account | None) -> None:
+    """A new, empty directory; what a killed worker left there is removed. Raises OSError."""
+    remove_tree(path)
+    os.makedirs(path)
+    os.chmod(path, 0o755)
+    if account is not None:
+        os.chown(path, account.uid, account.gid)
+
+
+def give_tree(path: str, account: Account) -> None:
+    """The directory and everything below it belong to the account. Raises OSError."""
+    os.chown(path, account.uid, account.gid)
+    for directory, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            os.chown(os.path.join(directory, name), account.uid, account.gid, follow_symlinks=False)
+
+
+def remove_tree(path: str) -> list[str]:
+    """Remove a directory, whatever its modes and depth, following no link. What could not be removed is listed."""
+    problems: list[str] = []
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
+            return problems
+        os.chmod(path, 0o700)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return problems
+    except OSError as error:
+        return [f"{path}: {os.strerror(error.errno or 0)}"]
+    try:
+        moved = True
+        while moved:
+            moved = _empty(fd, fd, 0, problems)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(path)  # noqa: PTH106 - one way to write all of it
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(f"{path}: {os.strerror(error.errno or 0)}")
+    return problems
+
+
+def _empty(fd: int, top: int, depth: int, problems: list[str]) -> bool:
+    """Remove what is in a directory; True when something deep was moved to the top and is still to be removed."""
+    moved = False
+    for name, is_directory in list(_entries(fd)):
+        try:
+            if not is_directory:
+                os.unlink(name, dir_fd=fd)
+                continue
+            os.chmod(name, 0o700, dir_fd=fd)
+            if depth >= _DEEP:
+                os.rename(name, f".deep-{os.urandom(8).hex()}", src_dir_fd=fd, dst_dir_fd=top)
+                moved = True
+                continue
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            try:
+                moved |= _empty(child, top, depth + 1, problems)
+            finally:
+                os.close(child)
+            os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            problems.append(f"{name}: {os.strerror(error.errno or 0)}")
+    return moved
+
+
+def _entries(fd: int) -> Iterator[tuple[str, bool]]:
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir(follow_symlinks=False)

@@ -1,0 +1,102 @@
+"""What is said on one connection, from hello to its end. Nothing of it carries over to the next one."""
+
+import os
+import socket
+
+from biruda.frames import WINDOW_BYTES
+from biruda.messages import PROTOCOL, AttemptEnded, StepEnded, StepStarted, WorkerHello
+from biruda.model import Facts
+from biruda.worker.attempt import Attempt
+from biruda.worker.link import Link
+from biruda.worker.opening import Opening
+from biruda.worker.streams import LOG_CHANNEL, Streams
+
+
+class Conversation:
+    """One connection, who is on it, and how much of the attempt it has carried."""
+
+    def __init__(self, connection: socket.socket, opening: Opening) -> None:
+        has_file = bool(opening.room_path) or opening.room_fd >= 0
+        self.link = Link(connection, WINDOW_BYTES if has_file else WINDOW_BYTES // 2)
+        self.attached = False  # a coordinator has said who it is
+        self._opening = opening
+        self._streams: Streams | None = None
+        self._told_end = False
+
+    def greet(self, attempt: Attempt | None, facts: Facts | None) -> None:
+        """Say who is here and what it holds."""
+        job, number = attempt.key if attempt is not None else (0, 0)
+        self.link.tell(
+            WorkerHello(
+                protocol=PROTOCOL,
+                worker=self._opening.worker,
+                nonce=self._opening.nonce,
+                pid=os.getpid(),
+                facts=facts,
+                job=job,
+                attempt=number,
+                log_start=attempt.log.room.start if attempt is not None else 0,
+                log_end=attempt.log.room.end if attempt is not None else 0,
+                steps=tuple(result for _, result in sorted(attempt.results.items())) if attempt is not None else (),
+                ended=attempt is not None and attempt.ended is not None,
+            )
+        )
+
+    def begin(self, attempt: Attempt) -> None:
+        """Carry an attempt that was assigned here: its log is wanted from the first byte."""
+        self.link.forget_log()
+        self._told_end = False
+        self._streams = self._streams_of(attempt)
+        self._streams.want(LOG_CHANNEL, 0)
+
+    def resume(self, attempt: Attempt) -> None:
+        """Carry an attempt that was assigned on an earlier connection; its streams wait until they are asked for."""
+        self._streams = self._streams_of(attempt)
+        if attempt.ended is not None:
+            self._streams.ended(attempt.ended.artifacts)
+            return
+        job, number = attempt.key
+        for index, result in sorted(attempt.results.items()):
+            self.link.tell(StepEnded(job=job, attempt=number, index=index, result=result))
+        if attempt.running is not None:
+            running = attempt.running
+            self.link.tell(StepStarted(job=job, attempt=number, index=running.index, at_s=running.began_at_s))
+
+    def _streams_of(self, attempt: Attempt) -> Streams:
+        job, number = attempt.key
+        return Streams(self.link, job, number, attempt.log, self._opening.work)
+
+    def want(self, streams: tuple[tuple[int, int], ...]) -> None:
+        """The peer asks for channels from offsets."""
+        for channel, offset in streams:
+            if self._streams is not None and channel >= 0 and offset >= 0:
+                self._streams.want(channel, offset)
+
+    def offer(self, offset: int, piece: memoryview) -> None:
+        """Bytes just read from the job: may leave before anything else is done with them."""
+        if self._streams is not None:
+            self._streams.offer(offset, piece)
+
+    def send(self, attempt: Attempt) -> None:
+        """What may go now of the log, the result and the artifacts. Raises OSError: the room cannot be read back."""
+        if self._streams is None:
+            return
+        attempt.log.room.release(self.link.log_acknowledged)
+        self._streams.pump()
+        # After the log, so that who has this message has the log too.
+        if attempt.ended is not None and not self._told_end and self._streams.log_is_sent:
+            self._told_end = True
+            self._streams.ended(attempt.ended.artifacts)
+            job, number = attempt.key
+            self.link.tell(AttemptEnded(job=job, attempt=number, result=attempt.ended))
+
+    def forget(self) -> None:
+        """The attempt is over and gone."""
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+
+    def close(self) -> None:
+        """End the connection; may be called again."""
+        self.forget()
+        self.link.close()

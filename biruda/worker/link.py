@@ -1,0 +1,153 @@
+"""One connection to a coordinator: frames in and out of a non-blocking socket, within what it may send."""
+
+import socket
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from biruda.errors import PeerError
+from biruda.frames import (
+    DATA_BYTES,
+    DataFrame,
+    DataHeader,
+    Frame,
+    FrameParser,
+    FrameType,
+    MessageFrame,
+    Session,
+    pack,
+)
+from biruda.messages import FromWorker, encode
+from biruda.worker.room import untouched
+
+KEPT_FRAMES = 1024
+"""Unacknowledged frames beyond which data waits: of a job that prints byte by byte, most of memory would be headers."""
+
+
+_PIECES = 64
+
+
+class Link:
+    """A connection and the fresh session on it. It is lost for good when `lost` is true or receive() raised."""
+
+    def __init__(self, connection: socket.socket, window_bytes: int) -> None:
+        connection.setblocking(False)
+        try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        except OSError:  # not every stream has one
+            pass
+        self.lost = False
+        self.is_blocked = False  # the socket takes no more: flush() again when it does
+        self.log_acknowledged = 0  # the peer has the log up to here
+        self._connection = connection
+        self._session = Session(window_bytes)
+        self._parser = FrameParser()
+        self._buffer = memoryview(untouched(DATA_BYTES))
+        self._unsent: deque[memoryview] = deque()
+        self._numbered = 0
+        self._log_ends: deque[tuple[int, int]] = deque()  # number of a frame, the log offset after it
+        self._asked_for_ack = False
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    @property
+    def may_send_data(self) -> bool:
+        """True when a piece of data would leave at once, or at least into the socket."""
+        if self.is_blocked or self.lost or self._session.credit_bytes <= 0:
+            return False
+        if self._session.kept_frames < KEPT_FRAMES:
+            return True
+        if not self._asked_for_ack:
+            self._asked_for_ack = True
+            self._queue(pack(FrameType.PING))
+        return False
+
+    def receive(self) -> Iterator[MessageFrame | DataFrame]:
+        """What came, each once; ask for the next when its effect is done. Raises PeerError; sets `lost` at the end."""
+        try:
+            size = self._connection.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            size = 0
+        if size == 0:
+            self.lost = True
+            return
+        for frame in self._parser.feed(self._buffer[:size]):
+            item = self._take(frame)
+            if item is not None:
+                yield item
+                if self._session.handled(item):
+                    self._queue(self._session.ack())
+        if self._session.ack_due:
+            self._queue(self._session.ack())
+
+    def _take(self, frame: Frame) -> MessageFrame | DataFrame | None:
+        match frame.type:
+            case FrameType.MESSAGE | FrameType.DATA:
+                return self._session.accept(frame)
+            case FrameType.ACK:
+                self._session.acknowledged(frame)
+                self._release(int.from_bytes(frame.body, "big"))
+            case FrameType.PING:
+                self._queue(self._session.ack())
+            case FrameType.HELLO | FrameType.WELCOME | FrameType.REFUSE:
+                raise PeerError(f"a {frame.type.name} frame, which has no place between coordinator and worker")
+        return None
+
+    def _release(self, number: int) -> None:
+        self._asked_for_ack = False
+        while self._log_ends and self._log_ends[0][0] <= number:
+            self.log_acknowledged = max(self.log_acknowledged, self._log_ends.popleft()[1])
+
+    def forget_log(self) -> None:
+        """Acknowledgements of what was sent so far are of a log that is no more."""
+        self._log_ends.clear()
+        self.log_acknowledged = 0
+
+    def tell(self, message: FromWorker) -> None:
+        """Queue a message for the next data() or flush(). Raises ValueError when it does not fit a frame."""
+        frame = self._session.message(encode(message))
+        self._numbered += 1
+        self._queue(frame)
+
+    def data(self, header: DataHeader, payload: bytes | memoryview) -> None:
+        """Send a piece of data now; may_send_data must have been true."""
+        frame = self._session.data(header, payload)
+        self._numbered += 1
+        if header.channel == 0:
+            self._log_ends.append((self._numbered, header.offset + len(payload)))
+        self._queue(frame)
+        self.flush()
+
+    def _queue(self, frame: bytes) -> None:
+        if not self.lost:
+            self._unsent.append(memoryview(frame))
+
+    def flush(self) -> None:
+        """Write what is queued, as far as the socket takes it now."""
+        self.is_blocked = False
+        while self._unsent and not self.is_blocked and not self.lost:
+            pieces = list(islice(self._unsent, _PIECES))
+            sent = self._write(pieces)
+            self.is_blocked = sent < sum(map(len, pieces))
+            while self._unsent and sent >= len(self._unsent[0]):
+                sent -= len(self._unsent.popleft())
+            if sent:
+                self._unsent[0] = self._unsent[0][sent:]
+
+    def _write(self, pieces: list[memoryview]) -> int:
+        try:
+            return self._connection.sendmsg(pieces)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self.lost = True
+            return 0
+
+    def close(self) -> None:
+        """End the connection; may be called again."""
+        self.lost = True
+        self._unsent.clear()
+        self._connection.close()

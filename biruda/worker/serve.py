@@ -1,0 +1,283 @@
+"""The worker: one poll loop that serves a coordinator, whichever is there, and runs one attempt at a time.
+
+It starts on a connection. When that ends, an attempt goes on and a new connection is accepted; without an attempt the
+worker ends. It trusts the coordinator with what to do, but no byte of what it says to be well-formed.
+
+    serve.py    the loop, the connection, the lease     conversation.py   what goes over one connection
+    orders.py   what the coordinator wants              link.py           frames in and out of a socket
+    attempt.py  one attempt: source, steps, ending      streams.py        how far the log and the artifacts are sent
+    steps.py    one step and its limits                 log.py, room.py   what was printed and is not yet acknowledged
+    ending.py   kill, drain, collect                    processes.py, artifacts.py, cleanup.py, verdict.py   its parts
+"""
+
+import hashlib
+import math
+import os
+import select
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import replace
+
+from biruda.convert import decode as convert_decode
+from biruda.errors import PeerError
+from biruda.guessenv.here import guess_here
+from biruda.messages import (
+    PROTOCOL,
+    Assign,
+    Assignment,
+    Attach,
+    AttemptRecorded,
+    Cancel,
+    StreamsWanted,
+    decode_to_worker,
+    encode,
+)
+from biruda.model import Facts, Kind, Recipe, Step
+from biruda.worker.attempt import Attempt
+from biruda.worker.conversation import Conversation
+from biruda.worker.ending import KILL_S
+from biruda.worker.opening import Opening
+from biruda.worker.orders import Orders
+from biruda.worker.processes import reap_orphans
+from biruda.worker.signals import own_signals
+
+_ABANDON_POLL_MS = 2
+_LONGEST_S = 3600.0
+_FRESH_MS = 5  # a worker that nobody asked for anything until then is a spare
+
+
+def preload() -> None:
+    """Do once what would be done at the first attempt. For a zygote: after its forks the root may be another.
+
+    All that serve() needs is imported with this module; decoders, OpenSSL's configuration and the like are not.
+    """
+    recipe = Recipe(steps=(Step(name="", argv=()),))
+    for message in (
+        Attach(protocol=PROTOCOL, nonce="", lease_s=1.0),
+        Assign(assignments=(Assignment(job=1, attempt=1, environment="", recipe=recipe),)),
+        Cancel(job=1, attempt=1, outcome="", reason=""),
+        StreamsWanted(job=1, attempt=1, streams=((0, 0),)),
+        AttemptRecorded(job=1, attempt=1),
+    ):
+        decode_to_worker(encode(message))
+    hashlib.sha256(b"").hexdigest()
+
+
+def rehearse(opening: Opening) -> None:
+    """Go once through an attempt that starts nothing and leaves nothing.
+
+    A fork shares its memory with the zygote until it writes to it, and Python writes wherever it looks: some 300 page
+    faults, a millisecond, that a spare has taken before a job waits for it.
+    """
+    alone = replace(opening, room_path="", room_fd=-1, user="")
+    assignment = Assignment(job=0, attempt=0, environment="", recipe=Recipe(steps=(Step(name="", argv=()),)))
+    with suppress(Exception):  # what is wrong here is said by the first real attempt
+        attempt = Attempt(alone, assignment, {}, lambda message: None, wakes=True)
+        attempt.advance(time.monotonic())
+        attempt.clean_up()
+
+
+def serve(connection: socket.socket, listener: socket.socket | None, opening: Opening) -> None:
+    """Serve until there is nothing more to do here; then nothing of an attempt is left, and the connection is closed.
+
+    Without a listener nobody can come back: the end of the connection is the end of the attempt. The listener stays
+    the caller's. Signal handlers are set where the worker is not a thread, and set back at the end.
+    """
+    if opening.kind is Kind.THREAD:
+        _serve(connection, listener, opening, -1)
+        return
+    with own_signals() as child_fd:
+        _serve(connection, listener, opening, child_fd)
+
+
+def _serve(connection: socket.socket, listener: socket.socket | None, opening: Opening, child_fd: int) -> None:
+    worker = Worker(connection, listener, opening, child_fd)
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+class Worker:
+    """What happens between one turn of poll and the next."""
+
+    def __init__(
+        self, connection: socket.socket, listener: socket.socket | None, opening: Opening, child_fd: int
+    ) -> None:
+        self._opening = opening
+        self._listener = listener
+        self._child_fd = child_fd
+        self._orders = Orders(opening, wakes=child_fd >= 0)
+        self._facts = _facts() if opening.guess else None
+        self._alone_since_s = time.monotonic()  # counts while no coordinator is attached
+        self._connect(connection)
+        if listener is not None:
+            listener.setblocking(False)
+
+    def run(self) -> None:
+        """Turn until it is over."""
+        polled: dict[int, int] = {}
+        poll = select.poll()
+        is_fresh = self._opening.kind is not Kind.THREAD
+        while not self._is_over():
+            wanted = self._descriptors()
+            if wanted != polled:
+                for fd in polled.keys() - wanted.keys():
+                    poll.unregister(fd)
+                for fd, mask in wanted.items():
+                    poll.register(fd, mask)
+                polled = wanted
+            is_fresh = is_fresh and self._orders.attempt is None
+            if is_fresh and not poll.poll(_FRESH_MS):
+                rehearse(self._opening)
+                is_fresh = False
+            self._turn({fd for fd, _ in poll.poll(self._timeout_ms())})
+
+    def _descriptors(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        if self._listener is not None:
+            wanted[self._listener.fileno()] = select.POLLIN
+        if self._child_fd >= 0:
+            wanted[self._child_fd] = select.POLLIN
+        conversation, attempt = self._orders.conversation, self._orders.attempt
+        if conversation is not None:
+            link = conversation.link
+            wanted[link.fileno()] = select.POLLIN | (select.POLLOUT if link.is_blocked else 0)
+        if attempt is not None:
+            if attempt.log.read_fd >= 0 and attempt.log.may_read:
+                wanted[attempt.log.read_fd] = select.POLLIN
+            if attempt.running is not None and attempt.running.child.pidfd >= 0:
+                wanted[attempt.running.child.pidfd] = select.POLLIN
+        return wanted
+
+    def _timeout_ms(self) -> int | None:
+        now_s = time.monotonic()
+        wanted_s = self._lease_end_s
+        if self._orders.attempt is not None:
+            wanted_s = min(wanted_s, self._orders.attempt.next_s(now_s))
+        if not wanted_s - now_s < _LONGEST_S:  # also what is no number: a limit that somebody set to NaN
+            return None if wanted_s == math.inf else int(_LONGEST_S * 1000)
+        return math.ceil(max(wanted_s - now_s, 0.0) * 1000)
+
+    @property
+    def _lease_end_s(self) -> float:
+        conversation = self._orders.conversation
+        if conversation is not None and conversation.attached:
+            return math.inf
+        return self._alone_since_s + self._orders.lease_s
+
+    def _is_over(self) -> bool:
+        conversation = self._orders.conversation
+        if conversation is None and (self._orders.attempt is None or self._listener is None):
+            return True
+        return self._orders.is_done or time.monotonic() >= self._lease_end_s
+
+    def _turn(self, ready: set[int]) -> None:
+        if self._child_fd in ready:
+            _empty(self._child_fd)
+        if self._listener is not None and self._listener.fileno() in ready:
+            self._accept(self._listener)
+        conversation = self._orders.conversation
+        if conversation is not None and conversation.link.fileno() in ready:
+            self._listen(conversation)
+        attempt = self._orders.attempt
+        if attempt is not None:
+            has_output = attempt.log.read_fd in ready
+            self._orders.guard(attempt, lambda: self._work(attempt, has_output))
+            if not self._orders.guard(attempt, lambda: self._send(attempt)):
+                self._orders.guard(attempt, lambda: self._send(attempt))  # what came of that
+        if self._child_fd in ready:
+            self._reap()  # after the step's own process was looked at
+        conversation = self._orders.conversation
+        if conversation is not None:
+            conversation.link.flush()
+            if conversation.link.lost:
+                self._disconnect()
+
+    def _work(self, attempt: Attempt, has_output: bool) -> None:
+        conversation = self._orders.conversation
+        if has_output:
+            offset = attempt.log.end
+            piece = attempt.log.read()
+            if piece and conversation is not None:
+                conversation.offer(offset, piece)
+        attempt.advance(time.monotonic())
+
+    def _send(self, attempt: Attempt) -> None:
+        if self._orders.conversation is not None:
+            self._orders.conversation.send(attempt)
+
+    def _reap(self) -> None:
+        if self._opening.owns_pids or self._opening.subreaper:
+            running = self._orders.attempt.running if self._orders.attempt is not None else None
+            reap_orphans(running.child.pid if running is not None and running.exit is None else 0)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has gone again
+            return
+        self._connect(connection)
+
+    def _connect(self, connection: socket.socket) -> None:
+        """Speak on a new connection from now on; an older one is closed."""
+        self._disconnect()
+        self._orders.conversation = Conversation(connection, self._opening)
+        self._orders.conversation.greet(self._orders.attempt, self._facts)
+        self._orders.conversation.link.flush()
+
+    def _disconnect(self) -> None:
+        conversation = self._orders.conversation
+        if conversation is not None:
+            if conversation.attached:
+                self._alone_since_s = time.monotonic()
+            conversation.close()
+            self._orders.conversation = None
+
+    def _listen(self, conversation: Conversation) -> None:
+        """Handle what came on the connection. Whatever is wrong with it ends it, and nothing else."""
+        try:
+            for item in conversation.link.receive():
+                self._orders.take(conversation, item)
+                if self._orders.is_done:
+                    return
+        except PeerError as error:
+            sys.stderr.write(f"biruda: worker {self._opening.worker} closes its connection: {error}\n")
+            conversation.link.lost = True
+        except Exception:  # a bug of ours, found by a peer: the attempt shall not pay for it
+            traceback.print_exc()
+            conversation.link.lost = True
+
+    def close(self) -> None:
+        """End what runs, remove what was made, close the connection."""
+        attempt = self._orders.attempt
+        if attempt is not None:
+            self._end(attempt)
+            self._orders.remove(attempt)
+        self._disconnect()
+
+    def _end(self, attempt: Attempt) -> None:
+        attempt.abandon("its lease is over and nobody asked for it")
+        give_up_s = time.monotonic() + KILL_S
+        try:
+            while attempt.is_killing and time.monotonic() < give_up_s:
+                attempt.advance(time.monotonic())
+                select.poll().poll(_ABANDON_POLL_MS)
+        except Exception:  # whatever it is, what can be removed shall be
+            traceback.print_exc()
+
+
+def _facts() -> Facts:
+    guess = guess_here().as_dict()
+    return convert_decode(Facts, {name: guess[name] for name in Facts.__dataclass_fields__})
+
+
+def _empty(fd: int) -> None:
+    try:
+        while os.read(fd, 4096):
+            pass
+    except BlockingIOError:
+        pass

@@ -1,0 +1,64 @@
+"""A directory is gone afterwards, whatever a job made of it."""
+
+import os
+from pathlib import Path
+
+from biruda.process import Account
+from biruda.worker.cleanup import give_tree, make_directory, remove_tree
+
+
+def test_a_tree_with_links_and_closed_directories(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    work = tmp_path / "work"
+    (work / "a" / "b").mkdir(parents=True)
+    (work / "a" / "b" / "file").write_text("x")
+    (work / "link").symlink_to(outside)
+    (work / "dangling").symlink_to("nowhere")
+    os.mkfifo(work / "fifo")
+    (work / os.fsdecode(b"not-utf8-\xff")).write_text("x")
+    (work / "a").chmod(0)
+    work.chmod(0)
+    assert remove_tree(str(work)) == []
+    assert not work.exists()
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_a_tree_deeper_than_a_path_can_be_long(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    fd = os.open(work, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deep-directory", dir_fd=fd)
+        below = os.open("deep-directory", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    assert remove_tree(str(work)) == []
+    assert not work.exists()
+
+
+def test_nothing_there_and_a_link_in_its_place(tmp_path: Path) -> None:
+    assert remove_tree(str(tmp_path / "none")) == []
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept")
+    assert remove_tree(str(tmp_path / "link")) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_what_cannot_be_removed_is_listed(tmp_path: Path) -> None:
+    assert remove_tree("/proc/self/task")
+
+
+def test_a_new_directory_replaces_an_old_one(tmp_path: Path) -> None:
+    work = tmp_path / "x" / "work"
+    make_directory(str(work), None)
+    (work / "old").mkdir()
+    make_directory(str(work), None)
+    assert list(work.iterdir()) == []
+    assert work.stat().st_mode & 0o777 == 0o755
+    account = Account(uid=os.getuid(), gid=os.getgid())
+    (work / "link").symlink_to("/etc/passwd")
+    give_tree(str(work), account)
+    assert Path("/etc/passwd").stat().st_uid == 0
