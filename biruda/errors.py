@@ -2,6 +2,7 @@
 
     BirudaError
     ├── UserError            the person at the command line or API: wrong name, wrong argument, refused
+    │   ├── NotFound         nothing has that name or number
     │   ├── UsageError       the command itself is wrong (exit 2)
     │   └── NoMaster         no master answers where the command looked (exit 3)
     ├── ConfigError          the administrator: biruda.conf, a root tree, a directory
@@ -24,6 +25,10 @@ class BirudaError(Exception):
 
 class UserError(BirudaError):
     """The request cannot be carried out as it was asked."""
+
+
+class NotFound(UserError):
+    """What was named does not exist."""
 
 
 class UsageError(UserError):

@@ -18,7 +18,7 @@ from aiohttp import WSCloseCode, web
 
 from biruda import VERSION
 from biruda.convert import encode
-from biruda.errors import BirudaError, ConfigError, PeerError, UserError
+from biruda.errors import BirudaError, ConfigError, NotFound, PeerError, UserError
 from biruda.master import named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.farm import Host
@@ -127,7 +127,7 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
     except PeerError as error:
         return problem(400, str(error), error.hint)
     except UserError as error:
-        return problem(404 if "there is no" in str(error) or "has no" in str(error) else 409, str(error), error.hint)
+        return problem(404 if isinstance(error, NotFound) else 409, str(error), error.hint)
     except BirudaError as error:
         return problem(422, str(error), error.hint)
     except (ConnectionResetError, asyncio.CancelledError):
@@ -151,7 +151,7 @@ def _number(request: web.Request, name: str, default: int | None = None, *, low:
 def _job(request: web.Request) -> int:
     text = request.match_info["job"]
     if len(text) > 18:
-        raise UserError(f"there is no job {text[:40]}", hint="biruda jobs lists them")
+        raise NotFound(f"there is no job {text[:40]}", hint="biruda jobs lists them")
     return int(text)
 
 
@@ -354,7 +354,7 @@ def _environment(request: web.Request, host: str | None) -> tuple[Host, Environm
     if not found:
         names = ", ".join(sorted({offer.name for _, offer in offers}))
         where = f" on {host}" if host else ""
-        raise UserError(f"there is no environment {name!r}{where}", hint=f"there are {names or 'none'}")
+        raise NotFound(f"there is no environment {name!r}{where}", hint=f"there are {names or 'none'}")
     if len(found) > 1:
         candidates = [{"name": name, "host": owner.report.host} for owner, _ in found]
         raise rq.Ambiguous(

@@ -158,6 +158,7 @@ class SavePlaced:
     job: int
     placement: Placement
     cancelling: str
+    reason: str = ""  # of the cancel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

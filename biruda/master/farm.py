@@ -89,6 +89,7 @@ class Farm:
         self.lease_s = lease_s
         self.next_job = next_job
         self.jobs: dict[int, LiveJob] = {}
+        self.leaving: dict[int, LiveJob] = {}  # ended, and perhaps not yet on disk: whoever commits clears it
         self.hosts: dict[str, Host] = {}
         self._waiting: dict[
             ClassKey, list[tuple[int, int]]
@@ -205,6 +206,8 @@ class Farm:
             job, placed = self._placed(number)
             here = held.pop((number, placed.placement.attempt), None)
             if here is None and placed.placement.started_s is None:
+                # Sent while the report was on its way, it may still arrive.
+                actions.append(self._forget(report.host, number, placed.placement.attempt))
                 actions += self._withdraw(job, placed, at)
             elif here is None:
                 actions += self._lose_attempt(job, placed, at, f"{report.host} came back without it")
@@ -261,9 +264,9 @@ class Farm:
         placement = replace(
             placed.placement, started_s=event.started_s, facts=event.facts, source=event.source or job.spec.source
         )
-        job.state = replace(placed, placement=placement)
+        job.state = placed = replace(placed, placement=placement)
         return [
-            ev.SavePlaced(job=job.job, placement=placement, cancelling=placed.cancelling),
+            self._save(job.job, placed),
             ev.Emit(
                 kind="job.started",
                 at_s=event.at.wall_s,
@@ -296,7 +299,7 @@ class Farm:
         self._leave_host(job, placed)
         if placed.placement.started_s is not None:
             host = self.hosts[placed.placement.host]
-            host.attempt_s = 0.7 * host.attempt_s + 0.3 * max(0.0, result.finished_s - result.started_s)
+            host.attempt_s = 0.7 * host.attempt_s + 0.3 * max(0.001, result.finished_s - result.started_s)
         again = result.outcome in (Outcome.INFRA, Outcome.PREEMPTED)
         if again and placed.cancelling:
             result = replace(result, outcome=Outcome(placed.cancelling), reason=placed.reason)
@@ -315,7 +318,7 @@ class Farm:
     def _finish(
         self, job: LiveJob, outcome: Outcome, exit_status: int | None, reason: str, at: ev.Instant
     ) -> list[ev.Action]:
-        del self.jobs[job.job]
+        self.leaving[job.job] = self.jobs.pop(job.job)
         return [
             ev.SaveFinished(
                 job=job.job,
@@ -343,17 +346,21 @@ class Farm:
             case Waiting():
                 return self._finish(job, event.outcome, None, event.reason, event.at)
             case Placed() as placed:
-                if placed.cancelling:
+                if placed.cancelling in (event.outcome, Outcome.CANCELLED):
                     return []
                 placed = replace(placed, cancelling=event.outcome.value, reason=event.reason)
                 job.state = placed
                 return [
-                    ev.SavePlaced(job=job.job, placement=placed.placement, cancelling=placed.cancelling),
+                    self._save(job.job, placed),
                     ev.Emit(kind="job.cancelling", at_s=event.at.wall_s, job=job.job, body={"reason": event.reason}),
                     self._cancel_message(job.job, placed, placed.placement.host),
                 ]
             case _:
                 assert_never(job.state)
+
+    @staticmethod
+    def _save(job: int, placed: Placed) -> ev.SavePlaced:
+        return ev.SavePlaced(job=job, placement=placed.placement, cancelling=placed.cancelling, reason=placed.reason)
 
     def _cancel_message(self, job: int, placed: Placed, host: str) -> ev.Send:
         message = Cancel(
@@ -383,6 +390,7 @@ class Farm:
                 job, placed = self._placed(number)
                 reason = f"no contact with {host.report.host} for {self.lease_s:g} s"
                 actions += self._lose_attempt(job, placed, at, reason)
+                actions.append(self._forget(host.report.host, number, placed.placement.attempt))
         return actions
 
     # What is true.
@@ -418,19 +426,29 @@ class Farm:
         orders: dict[str, list[Assignment]] = {}
         if any(host.free_slots for host in self.hosts.values()):
             actions += self._take_back(at)
-        if any(host.room for host in self.hosts.values()):
-            for key in self._classes_in_order():
-                self._dispatch_class(key, at, actions, orders)
+        heads = self._heads() if any(host.room for host in self.hosts.values()) else []
+        while heads:
+            _, key = heapq.heappop(heads)
+            best = self._best_host(key)
+            if best is None:
+                continue  # nothing for this class; room only shrinks from here on
+            heap = self._waiting[key]
+            job = self.jobs[heapq.heappop(heap)[1]]
+            host, environment = best
+            actions += self._place(job, host, environment, at)
+            orders.setdefault(host.report.host, []).append(self._assignment(job, host))
+            if self._skip_gone(heap):
+                heapq.heappush(heads, (heap[0], key))
         actions += [ev.Send(host=host, message=Assign(assignments=tuple(sent))) for host, sent in orders.items()]
         return actions
 
     def _take_back(self, at: ev.Instant) -> list[ev.Action]:
         """Where slots are free and nobody waits for them, take back what waits ahead of slots elsewhere."""
-        if self._classes_in_order():
+        if self._heads():
             return []
         actions: list[ev.Action] = []
         for host in self.hosts.values():
-            for number in sorted(host.running, reverse=True)[: len(host.running) - host.report.slots]:
+            for number in sorted(host.running)[host.report.slots :][::-1]:
                 job, placed = self._placed(number)
                 if host.connected and placed.placement.started_s is None and self._fits_elsewhere(job, host):
                     actions.append(self._forget(host.report.host, number, placed.placement.attempt))
@@ -441,36 +459,26 @@ class Farm:
         best = self._best_host(self._key(job), free_only=True)
         return best is not None and best[0] is not here
 
-    def _classes_in_order(self) -> list[ClassKey]:
+    def _heads(self) -> list[tuple[tuple[int, int], ClassKey]]:
+        """A heap of the job that is next in each class."""
         heads: list[tuple[tuple[int, int], ClassKey]] = []
         for key, heap in list(self._waiting.items()):
-            while heap and not self._is_waiting(heap[0][1]):
-                heapq.heappop(heap)
-            if heap:
+            if self._skip_gone(heap):
                 heads.append((heap[0], key))
             else:
                 del self._waiting[key]
-        return [key for _, key in sorted(heads)]
+        heapq.heapify(heads)
+        return heads
+
+    def _skip_gone(self, heap: list[tuple[int, int]]) -> bool:
+        """Whether the heap still has a job that waits; then that is its first."""
+        while heap and not self._is_waiting(heap[0][1]):
+            heapq.heappop(heap)
+        return bool(heap)
 
     def _is_waiting(self, number: int) -> bool:
         job = self.jobs.get(number)
         return job is not None and isinstance(job.state, Waiting)
-
-    def _dispatch_class(
-        self, key: ClassKey, at: ev.Instant, actions: list[ev.Action], orders: dict[str, list[Assignment]]
-    ) -> None:
-        heap = self._waiting[key]
-        while heap:
-            if not self._is_waiting(heap[0][1]):
-                heapq.heappop(heap)
-                continue
-            best = self._best_host(key)
-            if best is None:
-                return
-            job = self.jobs[heapq.heappop(heap)[1]]
-            host, environment = best
-            actions += self._place(job, host, environment, at)
-            orders.setdefault(host.report.host, []).append(self._assignment(job, host))
 
     def _best_host(self, key: ClassKey, *, free_only: bool = False) -> tuple[Host, EnvironmentReport] | None:
         """Of what fits and has room: the host with the smallest part of its slots in use, then the longest idle."""
@@ -498,10 +506,10 @@ class Farm:
         placement = ev.Placement(
             attempt=job.last_attempt, host=host.report.host, environment=environment, assigned_s=at.wall_s
         )
-        job.state = Placed(placement=placement)
+        job.state = placed = Placed(placement=placement)
         body = {"attempt": job.last_attempt, "host": host.report.host, "environment": environment.name}
         return [
-            ev.SavePlaced(job=job.job, placement=placement, cancelling=""),
+            self._save(job.job, placed),
             ev.Emit(kind="job.assigned", at_s=at.wall_s, job=job.job, body=body),
         ]
 
@@ -605,7 +613,7 @@ class Farm:
             and (-other.spec.priority, other.job) < (-job.spec.priority, job.job)
             and other.spec.requirements == job.spec.requirements
         )
-        return True, f"{ahead} jobs are before it" if ahead else ""
+        return True, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} before it" if ahead else ""
 
     def check(self) -> None:
         """AssertionError when what must always hold does not. For tests."""

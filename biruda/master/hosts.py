@@ -5,12 +5,12 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
-from biruda.errors import PeerError, UserError
+from biruda.errors import BirudaError, PeerError, UserError
 from biruda.frames import DATA_BYTES, DataFrame, DataHeader, MessageFrame
 from biruda.link import Link, Transport, hear, refuse, welcome
 from biruda.master import events as ev
@@ -36,7 +36,7 @@ from biruda.messages import (
     decode_to_master,
     encode,
 )
-from biruda.model import Sample
+from biruda.model import EnvironmentReport, Sample
 
 if TYPE_CHECKING:
     from biruda.master.service import Master
@@ -46,6 +46,8 @@ log = logging.getLogger("biruda.master")
 SAMPLES_KEPT = 120
 SAMPLES_LINGER_S = 30.0
 COMMAND_S = 120.0
+MAX_NAME = 64
+"""Characters in the name of a host, an arch or a platform: three of them and two numbers are a file's name."""
 
 
 @dataclass(slots=True)
@@ -57,7 +59,9 @@ class HostLink:
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     samples_until_s: float = 0.0
     sampled: asyncio.Event = field(default_factory=asyncio.Event)
-    reported: bool = False
+    reported: bool = False  # the farm was told its first report
+    resumed: bool = False  # and the logs of that report's attempts were asked for
+    work: set["asyncio.Task[None]"] = field(default_factory=set)  # transfers to it
 
 
 class Hosts:
@@ -80,8 +84,8 @@ class Hosts:
                 yield
             finally:
                 self._tasks = None
-                for state in self._links.values():
-                    await state.link.close()
+                for state in list(self._links.values()):
+                    await _end(state)
 
     # Connections.
 
@@ -89,39 +93,58 @@ class Hosts:
         """One connection of a coordinator, until it ends. PeerError when it is refused or breaks the protocol."""
         hello = await hear(transport)
         host, instance = hello.get("host"), hello.get("instance")
-        if type(host) is not str or not host or type(instance) is not str or len(host) > 255:
-            await refuse(transport, "it did not say its host and instance", "")
+        if (
+            type(host) is not str
+            or type(instance) is not str
+            or not host.isprintable()
+            or not 0 < len(host) <= MAX_NAME
+        ):
+            await refuse(transport, "it did not say its host and instance", "[coordinator] host names it")
             raise PeerError(f"{transport.peer} did not say its host and instance")
         state = self._links.get(host)
         if state is not None and state.link.connected and state.instance != instance:
             reason = f"another coordinator that is called {host} is connected"
             await refuse(transport, reason, "give each its own name with [coordinator] host")
             raise PeerError(f"{transport.peer}: {reason}")
-        fresh = state is None or state.link.session_id != hello["session"]
+        # A session of which nothing was handled may not have reached the other side: it is begun anew.
+        fresh = state is None or state.link.session_id != hello["session"] or state.link.session.received == 0
+        if state is not None:
+            await (_end(state) if fresh else state.link.end())
         if state is None or fresh:
             if state is not None:
-                await state.link.close()
+                self._master.post(ev.HostLost(host=host, at=_now()))
             state = self._links[host] = HostLink(Link(hello["session"], f"link to {host}"), instance)
-        await welcome(transport, state.link, fresh=fresh)
-        await self._run(host, state, transport, 0 if fresh else hello["received"], fresh=fresh)
+        try:
+            await welcome(transport, state.link, fresh=fresh)
+            await self._run(host, state, transport, 0 if fresh else hello["received"], fresh=fresh)
+        finally:
+            if self._links.get(host) is state and not state.link.connected:
+                log.info("host=%s lost", host)
+                self._master.post(ev.HostLost(host=host, at=_now()))
 
     async def _run(self, host: str, state: HostLink, transport: Transport, received: int, *, fresh: bool) -> None:
-        log.info("host=%s connected from %s%s", host, transport.peer, "" if fresh else ", its session goes on")
-        if not fresh:
-            self._master.post(ev.HostResumed(host=host, at=_now()))
+        def opened() -> None:
+            log.info("host=%s connected from %s%s", host, transport.peer, "" if fresh else ", its session goes on")
+            if not fresh:
+                self._master.post(ev.HostResumed(host=host, at=_now()))
 
         async def handle(item: MessageFrame | DataFrame) -> None:
+            if self._links.get(host) is not state:
+                raise ConnectionResetError(f"{host} has begun another session")
             if isinstance(item, DataFrame):
                 await self._take_data(host, state, item)
             else:
                 await self._take_message(host, state, item)
 
         try:
-            await state.link.run(transport, received, handle)
-        finally:
-            if self._links.get(host) is state and not state.link.connected:
-                log.info("host=%s lost", host)
-                self._master.post(ev.HostLost(host=host, at=_now()))
+            await state.link.run(transport, received, handle, opened=opened)
+        except* ConnectionError:
+            pass
+        except* (
+            OSError
+        ) as group:  # of the disk: nothing is lost, what was not taken comes again with the next connection
+            for error in group.exceptions:
+                log.error("host=%s: its connection is closed: %s", host, error)
 
     def send(self, host: str, message: ToCoordinator) -> None:
         """Send, or keep for the session's next connection; without a session the host's next report makes it good."""
@@ -175,9 +198,9 @@ class Hosts:
             case AttemptEnded():
                 self._take_end(host, message)
             case SourceWanted():
-                self._background(self._send_recipe(state, message), f"recipe for {host}")
+                self._background(state, self._send_recipe(state, message), f"recipe for {host}")
             case ChunksWanted():
-                self._background(self._send_chunks(state, message), f"chunks for {host}")
+                self._background(state, self._send_chunks(state, message), f"chunks for {host}")
             case Samples():
                 state.samples.extend(message.samples)
                 state.sampled.set()
@@ -195,10 +218,14 @@ class Hosts:
     async def _take_report(self, host: str, state: HostLink, report: HostReport) -> None:
         if report.host != host:
             raise PeerError(f"{host} reports as {report.host}")
+        for name in (report.arch, report.platform, *(text for item in report.environments for text in _names(item))):
+            if len(name) > MAX_NAME:
+                raise PeerError(f"{host} reports a name of {len(name)} characters: {name[:40]}...")
         fresh, state.reported = not state.reported, True
         await self._master.tell(ev.HostReported(report=report, fresh=fresh, at=_now()))
-        if not fresh:
+        if state.resumed:
             return
+        state.resumed = True
         for item in report.attempts:
             if self._master.farm.is_current(host, item.job, item.attempt):
                 offset = self._master.intake(item.job, item.attempt).log.size
@@ -211,6 +238,8 @@ class Hosts:
             self.send(host, AttemptRecorded(job=job, attempt=attempt))
             return
         intake = self._master.intake(job, attempt)
+        if intake.closed:
+            return  # it is being recorded
         intake.expect(message.result)
         missing = intake.missing()
         if missing:
@@ -232,11 +261,13 @@ class Hosts:
 
     # Source packs.
 
-    def _background(self, work: Any, name: str) -> None:
+    def _background(self, state: HostLink, work: Coroutine[Any, Any, None], name: str) -> None:
         if self._tasks is None:
             work.close()
             return
-        self._tasks.create_task(_logged(work, name), name=name)
+        task = self._tasks.create_task(_logged(work, name), name=name)
+        state.work.add(task)
+        task.add_done_callback(state.work.discard)
 
     async def _send_recipe(self, state: HostLink, wanted: SourceWanted) -> None:
         recipe = await self._sources.recipe(wanted.digest)
@@ -299,11 +330,25 @@ async def _send_bytes(link: Link, transfer: int, offset: int, data: bytes) -> in
     return offset
 
 
-async def _logged(work: Any, name: str) -> None:
+async def _end(state: HostLink) -> None:
+    """End a session for good, and what is still being sent in it."""
+    for task in state.work:
+        task.cancel()
+    await state.link.end()
+
+
+def _names(environment: EnvironmentReport) -> tuple[str, str, str]:
+    """What may become part of a file's name or of a path."""
+    return environment.name, environment.arch, environment.platform
+
+
+async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:
     try:
         await work
-    except (OSError, KeyError, PeerError, UserError) as error:
+    except BirudaError as error:
         log.warning("%s: %s", name, error)
+    except Exception:  # the border of a peer's wish: what it asks for may be anything
+        log.exception("%s", name)
 
 
 def _now() -> ev.Instant:

@@ -19,6 +19,8 @@ INLINE_BYTES = 64 * 1024
 TIMES = 1024
 """So many (offset, time) marks of a log are kept, evenly thinned."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
 RETRY_S = 1.0
 """How long to wait for room on a full disk before the next try."""
 
@@ -89,7 +91,8 @@ class Intake:
         self._artifacts: dict[int, Stream] = {}
         self._refused: set[int] = set()
         self._log_restarts = 0
-        self._asked_at = -1
+        self._asked_at: dict[int, int] = {}  # channel -> size at which it was asked to go on
+        self._paths: set[str] = set()
         self.closed = False
         self._times: list[tuple[int, int]] = []
         self._time_step_ms = 0
@@ -101,9 +104,9 @@ class Intake:
             return None
         end = header.offset + len(payload)
         if header.offset > stream.size:
-            if self._asked_at == stream.size:
+            if self._asked_at.get(header.channel) == stream.size:
                 return None
-            self._asked_at = stream.size
+            self._asked_at[header.channel] = stream.size
             return header.channel, stream.size
         if end > stream.size:
             await self._append(stream, payload[stream.size - header.offset :])
@@ -114,15 +117,15 @@ class Intake:
 
     async def _append(self, stream: Stream, data: memoryview) -> None:
         told = False
-        while True:
+        while not self.closed:
             try:
                 if len(data) <= INLINE_BYTES:
                     stream.append(data)
                 else:
-                    await asyncio.to_thread(stream.append, data)
+                    await _to_the_end(stream.append, data)
                 return
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                if error.errno not in NO_ROOM:
                     raise
                 if not told:
                     text = f"{stream.path}: {error.strerror}: the log of job {self.job} waits until there is room"
@@ -152,11 +155,16 @@ class Intake:
                 if not safe_path(path):
                     raise ValueError("the path leads out of its directory")
                 full = os.fspath(self._directory / path)
+                if full in self._paths:
+                    raise ValueError("another one has its name")
                 os.makedirs(os.path.dirname(full), exist_ok=True)
                 stream = open_stream(full)
                 stream.open()
                 self._artifacts[channel] = stream
+                self._paths.add(full)
             except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise
                 self._refused.add(channel)
                 self._notice(f"artifact {path[:200]!r} of job {self.job} is left out: {error}", self.job)
         return stream
@@ -193,7 +201,7 @@ class Intake:
             return False
         self._log_restarts += 1
         self.log.clear()
-        self._asked_at = -1
+        self._asked_at.clear()
         return True
 
     def close(self) -> AttemptResult | None:
@@ -246,6 +254,16 @@ class Intake:
     def times(self) -> list[tuple[int, int]]:
         """(bytes, milliseconds since the attempt began): so much of the log was there then."""
         return self._times
+
+
+async def _to_the_end(append: Callable[[memoryview], None], data: memoryview) -> None:
+    """Append in a thread. It has ended on return and on cancellation too: the same bytes may come again at once."""
+    future = asyncio.get_running_loop().run_in_executor(None, append, data)
+    try:
+        await asyncio.shield(future)
+    finally:
+        if not future.done():
+            await asyncio.wait([future])
 
 
 def safe_path(path: str) -> bool:

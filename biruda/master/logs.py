@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from biruda.errors import UserError
+from biruda.errors import NotFound, UserError
 from biruda.master.farm import Placed
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ async def open_log(master: "Master", job: int, attempt: int | None, *, wait: boo
                 return LogReader(os.dup(intake.log.open()), live.last_attempt, intake)
             await master.changed()  # it is being recorded
             continue
+        if job in master.farm.leaving:
+            await master.changed()  # it has ended and is being recorded
+            continue
         view = master.view(job)
         number = attempt or (live.last_attempt if live is not None else view["attempt"])
         if number and not (live is not None and wait and attempt is None):
@@ -68,7 +71,7 @@ async def open_log(master: "Master", job: int, attempt: int | None, *, wait: boo
                 return await _open_file(master, job, record)
         if not wait or live is None:
             what = f"attempt {attempt}" if attempt else "attempt with a log"
-            raise UserError(f"job {job} has no {what}", hint=f"biruda show {job} lists its attempts")
+            raise NotFound(f"job {job} has no {what}", hint=f"biruda show {job} lists its attempts")
         await master.changed()
 
 

@@ -3,15 +3,11 @@
 import difflib
 from dataclasses import dataclass
 
-from biruda.errors import UserError
+from biruda.errors import NotFound
 from biruda.master.farm import Farm, Host
 from biruda.master.matching import WORKER
 from biruda.master.requests import Ambiguous, WorkerSelection
 from biruda.model import JobSpec, WorkerReport
-
-
-class NoSuchWorker(UserError):
-    """Nothing of that name (HTTP 404)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +17,13 @@ class Offer:
 
 
 def select(farm: Farm, name: str, wanted: WorkerSelection) -> list[Offer]:
-    """The workers of a name that fit. Raises NoSuchWorker for none."""
+    """The workers of a name that fit. Raises NotFound for none."""
     named = [Offer(host, worker) for host, worker in farm.workers() if worker.name == name]
     if not named:
         names = sorted({worker.name for _, worker in farm.workers()})
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none: add a [[worker]]'}"
-        raise NoSuchWorker(f"there is no worker {name!r}", hint=hint)
+        raise NotFound(f"there is no worker {name!r}", hint=hint)
     fitting = [
         offer
         for offer in named
@@ -36,9 +32,7 @@ def select(farm: Farm, name: str, wanted: WorkerSelection) -> list[Offer]:
         and wanted.host in (None, offer.host.report.host)
     ]
     if not fitting:
-        raise NoSuchWorker(
-            f"no worker {name!r} fits", hint="there are " + "; ".join(_in_words(offer) for offer in named)
-        )
+        raise NotFound(f"no worker {name!r} fits", hint="there are " + "; ".join(_in_words(offer) for offer in named))
     return fitting
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from biruda.errors import UserError
+from biruda.errors import NotFound, UserError
 from biruda.master import events as ev
 from biruda.master import views
 from biruda.master.farm import Farm
@@ -20,8 +19,8 @@ from biruda.master.hosts import Hosts
 from biruda.master.intake import Intake
 from biruda.master.sources import Sources
 from biruda.master.spool import Spool
-from biruda.master.store import Published, Store, emitted
-from biruda.model import JobSpec, LogInfo, Outcome
+from biruda.master.store import Published, Store, Unwritable, emitted
+from biruda.model import JobSpec, Outcome
 
 log = logging.getLogger("biruda.master")
 
@@ -132,6 +131,7 @@ class Master:
                 self.hosts.send(action.host, action.message)
             elif isinstance(action, ev.Drop):
                 self._drop(action)
+        self.farm.leaving.clear()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for event in emitted(saves, self.next_event - sum(isinstance(save, ev.Emit) for save in saves)):
@@ -152,7 +152,7 @@ class Master:
             try:
                 await loop.run_in_executor(self._writer, partial(self._write, saves, self.next_event))
                 break
-            except (OSError, sqlite3.OperationalError) as error:
+            except (OSError, Unwritable) as error:
                 text = f"{self.store.path.parent}: nothing can be recorded: {error}; the farm waits until there is room"
                 if not self.problem:
                     log.error("%s", text)
@@ -167,6 +167,7 @@ class Master:
         """In the writer thread: spool files first, then the transaction that makes them count."""
         rows: list[ev.Save | Published] = []
         records: dict[int, list[dict[str, Any]]] = {}
+        large: list[str] = []
         for save in saves:
             if not isinstance(save, ev.SaveAttempt):
                 rows.append(save)
@@ -174,10 +175,15 @@ class Master:
             earlier = [*self.store.earlier_attempts(save.job, save.placement.attempt), *records.get(save.job, [])]
             record = views.attempt_record(save, earlier)
             if not record["log"]["complete"]:
-                record["log"] = {**record["log"], **_info_view(self.spool.log_info(save.job, save.placement.attempt))}
+                info = self.spool.log_info(save.job, save.placement.attempt, record["spool"])
+                record["log"] = {"bytes": info.bytes, "sha256": info.sha256, "complete": False}
             small_log = self.spool.publish(record)
+            if small_log is None:
+                large.append(record["spool"])
             records.setdefault(save.job, []).append(record)
             rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log))
+        if large:  # too much to wait in the store for its fsync
+            self.spool.sync(large)
         self.store.apply(rows, first_event)
 
     async def _sync_spool(self) -> None:
@@ -192,7 +198,7 @@ class Master:
                 await asyncio.to_thread(self.spool.sync, [record["spool"] for record, _ in waiting])
                 done = [(record["job"], record["attempt"]) for record, _ in waiting]
                 await loop.run_in_executor(self._writer, self.store.synced, done)
-            except (OSError, sqlite3.OperationalError) as error:
+            except (OSError, Unwritable) as error:
                 log.error("the spool cannot be synced: %s", error)
                 self._unsynced.set()
 
@@ -232,12 +238,12 @@ class Master:
 
     def view(self, job: int) -> views.View:
         """A job as the API shows it. Raises UserError for one that does not exist."""
-        live = self.farm.jobs.get(job)
+        live = self.farm.jobs.get(job) or self.farm.leaving.get(job)
         if live is not None:
             return views.live_view(live, self.store.attempts_before(job, live.last_attempt + 1))
         view = self.store.finished_view(job)
         if view is None:
-            raise UserError(f"there is no job {job}", hint="biruda jobs lists them")
+            raise NotFound(f"there is no job {job}", hint="biruda jobs lists them")
         return view
 
     async def wait_finished(self, job: int, wait_s: float) -> views.View:
@@ -254,27 +260,23 @@ class Master:
         """A job that left the farm may still be on its way to the disk."""
         view = self.store.finished_view(job)
         if view is None and self.store.job_spec(job) is None:
-            raise UserError(f"there is no job {job}", hint="biruda jobs lists them")
+            raise NotFound(f"there is no job {job}", hint="biruda jobs lists them")
         return view is not None
 
     async def cancel(self, job: int, reason: str) -> None:
         """Ask for a job's end. Raises UserError when it has ended or does not exist."""
         if job not in self.farm.jobs:
             view = self.view(job)
-            raise UserError(f"job {job} has already ended: {view['outcome']}")
+            raise UserError(f"job {job} has already ended: {view['outcome'] or 'its result is being recorded'}")
         await self.tell(ev.CancelRequested(job=job, outcome=Outcome.CANCELLED, reason=reason, at=now()))
 
     async def retry(self, job: int) -> None:
         """Run a finished job again as its next attempt. Raises UserError when it has not ended or does not exist."""
         known = self.store.job_spec(job)
         if known is None:
-            raise UserError(f"there is no job {job}", hint="biruda jobs lists them")
-        if job in self.farm.jobs:
+            raise NotFound(f"there is no job {job}", hint="biruda jobs lists them")
+        if job in self.farm.jobs or job in self.farm.leaving:
             raise UserError(f"job {job} has not ended yet", hint=f"biruda cancel {job} ends it")
         spec, last_attempt, submitted_s = known
         event = ev.RetryRequested(job=job, spec=spec, last_attempt=last_attempt, submitted_s=submitted_s, at=now())
         await self.tell(event)
-
-
-def _info_view(info: LogInfo) -> dict[str, Any]:
-    return {"bytes": info.bytes, "sha256": info.sha256, "complete": False}

@@ -44,9 +44,11 @@ class Spool:
     def artifacts(self, name: str) -> Path:
         return self.directory / f"{name}.d"
 
-    def log_info(self, job: int, attempt: int) -> LogInfo:
+    def log_info(self, job: int, attempt: int, name: str) -> LogInfo:
         """What is there of a log whose attempt was lost: never complete."""
         path = self.partial_log(job, attempt)
+        if not path.exists():
+            path = self.log(name)  # it was published before, and could not be recorded then
         digest = hashlib.sha256()
         size = 0
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -91,14 +93,21 @@ class Spool:
         for directory, _, files in os.walk(partial):
             for path in (directory, *(os.path.join(directory, name) for name in files)):
                 _fsync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.replace(final)
+        if final.exists():  # published before and not recorded: it goes as a whole
+            aside = partial.with_suffix(".old")
+            shutil.rmtree(aside, ignore_errors=True)
+            final.replace(aside)
+            partial.replace(final)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            partial.replace(final)
 
     def _write_whole(self, path: Path, data: bytes) -> None:
         temporary = f"{self.directory}/{PARTIAL}/{path.name}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, data)
+            while data:  # a disk that is nearly full takes a part
+                data = data[os.write(fd, data) :]
         finally:
             os.close(fd)
         os.replace(temporary, path)

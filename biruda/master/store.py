@@ -29,7 +29,9 @@ INSERT_QUEUED = """
         last_attempt = excluded.last_attempt, infra_failures = excluded.infra_failures,
         cancelling = '', placement = NULL
 """
-UPDATE_PLACED = "UPDATE jobs SET state = ?, last_attempt = ?, cancelling = ?, placement = ? WHERE job = ?"
+UPDATE_PLACED = """
+    UPDATE jobs SET state = ?, last_attempt = ?, cancelling = ?, reason = ?, placement = ? WHERE job = ?
+"""
 UPDATE_FINISHED = """
     UPDATE jobs SET state = 'finished', outcome = ?, exit_status = ?, reason = ?, finished_s = ?, last_attempt = ?,
         placement = NULL WHERE job = ?
@@ -49,6 +51,10 @@ SELECT_HOSTS = "SELECT report FROM hosts"
 SELECT_EVENTS = "SELECT id, at_s, kind, job, body FROM events WHERE id > ? ORDER BY id LIMIT ?"
 
 
+Unwritable = sqlite3.OperationalError
+"""The disk is full or the store is locked: it may be tried again."""
+
+
 class Published(NamedTuple):
     """An attempt whose spool files have their names; log: all of it while they are not sure to be on disk."""
 
@@ -64,11 +70,16 @@ class Store:
     def __init__(self, path: Path, *, event_history: int = 100_000) -> None:
         self.path = path
         self._event_history = event_history
+        self._connections: list[sqlite3.Connection] = []
         try:
             self._writer = self._connect()
             self._migrate()
             self._reader = self._connect()
+        except ConfigError:
+            self.close()
+            raise
         except sqlite3.DatabaseError as error:
+            self.close()
             raise ConfigError(
                 f"{path}: the store cannot be opened: {error}",
                 hint="restore it from a backup, or move it away to begin anew; the spool stays as it is",
@@ -77,6 +88,7 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._connections.append(connection)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -95,8 +107,8 @@ class Store:
             self._writer.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        for connection in reversed(self._connections):
+            connection.close()
 
     # Writing.
 
@@ -109,7 +121,7 @@ class Store:
     def apply(self, saves: Sequence[ev.Save | Published], first_event: int) -> None:
         """One transaction, on disk on return. Published stands for a SaveAttempt whose record is made.
 
-        Raises sqlite3.OperationalError (disk full, locked); then nothing of it was done and it may be tried again.
+        Raises Unwritable; then nothing of it was done and it may be tried again.
         """
         execute = self._writer.execute
         execute("BEGIN IMMEDIATE")
@@ -144,7 +156,8 @@ class Store:
                 execute(INSERT_QUEUED, (*values, orjson.dumps(spec)))
             case ev.SavePlaced(placement=placement):
                 state = "placed" if placement.started_s is None else "running"
-                execute(UPDATE_PLACED, (state, placement.attempt, save.cancelling, orjson.dumps(placement), save.job))
+                asked = (save.cancelling, save.reason)
+                execute(UPDATE_PLACED, (state, placement.attempt, *asked, orjson.dumps(placement), save.job))
             case ev.SaveFinished():
                 row = (save.outcome.value, save.exit_status, save.reason, save.finished_s, save.attempt, save.job)
                 execute(UPDATE_FINISHED, row)

@@ -14,12 +14,12 @@ View = dict[str, Any]
 
 
 def instant(at_s: float | None) -> str | None:
-    """RFC 3339 in UTC with microseconds."""
-    return (
-        None
-        if at_s is None
-        else datetime.fromtimestamp(at_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    )
+    """RFC 3339 in UTC with microseconds; None for none, and for what a peer's clock gave that is no date."""
+    try:
+        at = None if at_s is None else datetime.fromtimestamp(at_s, UTC)
+    except (ValueError, OverflowError, OSError):
+        at = None
+    return None if at is None else at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def spool_name(job: int, placement: ev.Placement) -> str:
