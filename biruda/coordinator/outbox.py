@@ -34,10 +34,11 @@ class Outbox:
         os.makedirs(self.artifacts(job, attempt), exist_ok=True)
 
     def take_log(self, job: int, attempt: int, path: str) -> str:
-        """Move a worker's log here and give its new path; an open descriptor of it stays good."""
+        """Move a worker's log here and give its new path; an open descriptor of it stays good. An empty one stays."""
         final = self.log(job, attempt)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(path, final)
+            if os.stat(path).st_size:
+                os.replace(path, final)
         return final
 
     def forget(self, job: int, attempt: int, *, artifacts: bool = True) -> None:

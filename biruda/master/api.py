@@ -307,7 +307,7 @@ async def artifact(request: web.Request) -> web.StreamResponse:
     master, path = request.app[MASTER], request.match_info["path"]
     view = master.view(_job(request))
     if not safe_path(path) or path not in {item["path"] for item in view["artifacts"]}:
-        raise UserError(
+        raise NotFound(
             f"there is no artifact {path[:200]!r} of job {view['job']}", hint=f"biruda show {view['job']} lists them"
         )
     headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}

@@ -601,11 +601,13 @@ class Farm:
             return True, f"{offer.name} on {name} cannot be used: {offer.problem}"
         if not host.connected:
             return True, f"{name} has no contact"
-        holders = ", ".join(map(str, sorted(host.running)))
+        if not host.report.slots:
+            return True, f"{name} has no slots"
+        holders = f"job{'s' if len(host.running) > 1 else ''} " + ", ".join(map(str, sorted(host.running)))
         if not host.free_slots:
-            return True, f"all {host.report.slots} slots of {name} are held by jobs {holders}"
+            return True, f"{_all_slots(host.report.slots, name)} held by {holders}"
         if offer.slots is not None and host.running_in(offer.name) >= offer.slots:
-            return True, f"all {offer.slots} slots of {offer.name} on {name} are held"
+            return True, f"{_all_slots(offer.slots, f'{offer.name} on {name}')} held"
         ahead = sum(
             1
             for other in self.jobs.values()
@@ -626,3 +628,7 @@ class Farm:
         for job in self.jobs.values():
             assert isinstance(job.state, Placed) or job.job in queued, f"job {job.job} is lost"
             assert job.job < self.next_job
+
+
+def _all_slots(slots: int, place: str) -> str:
+    return f"the only slot of {place} is" if slots == 1 else f"all {slots} slots of {place} are"

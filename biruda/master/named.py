@@ -66,7 +66,12 @@ def running_jobs(farm: Farm, name: str, wanted: WorkerSelection) -> list[int]:
         and job.spec.requirements.get("platform") in {platform for _, platform in systems}
     ]
     if wanted.host is not None:
-        jobs = [number for number in jobs if number in farm.hosts[wanted.host].running]
+        running = farm.hosts[wanted.host].running
+        jobs = [
+            number
+            for number in jobs
+            if number in running or farm.jobs[number].spec.requirements.get("host") == wanted.host
+        ]
     found = {
         (farm.jobs[number].spec.requirements["arch"], farm.jobs[number].spec.requirements["platform"])
         for number in jobs

@@ -19,26 +19,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
 
 
-@pytest.fixture(scope="session")
-def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_busybox_root(root: Path) -> None:
     """A root tree of one static program."""
-    if os.getuid() != 0:
-        pytest.skip("chroots with limits need root")
-    if (
-        not BUSYBOX.exists()
-        or b"statically"
-        not in subprocess.run(["file", "-L", BUSYBOX], capture_output=True, check=False).stdout + b"statically"
-    ):
-        pytest.skip("no /bin/busybox: apt-get install busybox-static")
-    root = tmp_path_factory.mktemp("busybox-root")
     for name in ("bin", "etc", "tmp", "proc", "dev", "sys", "root"):
-        (root / name).mkdir()
+        (root / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin" / "busybox")
     for applet in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
     (root / "etc" / "os-release").write_text('ID=busybox\nVERSION_ID="1.35"\n')
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+
+
+@pytest.fixture(scope="session")
+def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root tree of one static program, for every test of a session."""
+    if os.getuid() != 0:
+        pytest.skip("chroots with limits need root")
+    if not BUSYBOX.exists():
+        pytest.skip("no /bin/busybox: apt-get install busybox-static")
+    root = tmp_path_factory.mktemp("roots") / "busybox"
+    make_busybox_root(root)
     return root
 
 
