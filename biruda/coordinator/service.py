@@ -1,10 +1,9 @@
 """One host of the farm: takes assignments, runs them in its environments, and owes the master every byte of them."""
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_never
@@ -22,6 +21,7 @@ from biruda.coordinator.runner import Runner
 from biruda.coordinator.samples import Sampler
 from biruda.coordinator.sources import Sources
 from biruda.coordinator.spawners.protocol import Spawner
+from biruda.coordinator.workers import Worker
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.frames import DataFrame, MessageFrame
 from biruda.link import Link, Transport, dial, new_session_id
@@ -32,6 +32,7 @@ from biruda.messages import (
     ChunksEnd,
     CommandDone,
     EnvironmentCommand,
+    FromWorker,
     HostReport,
     Samples,
     SamplesWanted,
@@ -50,6 +51,10 @@ REDIAL_MOST_S = 15.0
 REAP_S = 60.0
 
 Dial = Callable[[], Awaitable[Transport]]
+
+
+class _Stopped(Exception):
+    """Ends the root group: whatever still runs in it is cancelled."""
 
 
 class Coordinator:
@@ -81,38 +86,38 @@ class Coordinator:
     @asynccontextmanager
     async def running(self, dial_master: Dial) -> AsyncIterator["Coordinator"]:
         """The coordinator at work; on exit its attempts go on without it."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            self.pool = Pool(
-                self.home / "coordinator" / "workers",
-                self.ledger,
-                self.spawners,
-                self.slots,
-                tasks,
-                self._from_worker,
-                self._data_from_worker,
-                self._worker_ended,
-            )
-            self.runner = Runner(self, tasks)
-            work = [
-                tasks.create_task(self.pump.run(), name="pump"),
-                tasks.create_task(self.sampler.run(), name="sampler"),
-                tasks.create_task(self._start(tasks, dial_master), name="start"),
-            ]
-            try:
-                yield self
-            finally:
-                self.pool.close()
-                await self.link.close()
-                for task in work:
-                    task.cancel()
-                current = asyncio.current_task()
-                for task in asyncio.all_tasks():
-                    if task is not current and task in getattr(tasks, "_tasks", ()):
-                        task.cancel()
-        for attempt in self.attempts.values():
-            attempt.close()
-        self.ledger.close()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._begin(tasks, dial_master)
+                try:
+                    yield self
+                finally:
+                    self.pool.close()
+                    await self.link.close()
+                raise _Stopped
+        except* _Stopped:
+            pass
+        finally:
+            for attempt in self.attempts.values():
+                attempt.close()
+            self.ledger.close()
+
+    def _begin(self, tasks: asyncio.TaskGroup, dial_master: Dial) -> None:
+        self._tasks = tasks
+        self.pool = Pool(
+            self.home / "coordinator" / "workers",
+            self.ledger,
+            self.spawners,
+            self.slots,
+            tasks,
+            self._from_worker,
+            self._data_from_worker,
+            self._worker_ended,
+        )
+        self.runner = Runner(self, tasks)
+        tasks.create_task(self.pump.run(), name="pump")
+        tasks.create_task(self.sampler.run(), name="sampler")
+        tasks.create_task(self._start(tasks, dial_master), name="start")
 
     async def _start(self, tasks: asyncio.TaskGroup, dial_master: Dial) -> None:
         await commands.adopt(self)
@@ -256,9 +261,9 @@ class Coordinator:
             case _:
                 assert_never(message)
 
-    def _spawn_task(self, work: "contextlib.AbstractAsyncContextManager[None] | object", name: str) -> None:
+    def _spawn_task(self, work: Coroutine[None, None, None], name: str) -> None:
         assert self._tasks is not None
-        self._tasks.create_task(work, name=name)  # type: ignore[arg-type]
+        self._tasks.create_task(work, name=name)
 
     def _owe(self, message: StreamsWanted) -> None:
         attempt = self.attempts.get((message.job, message.attempt))
@@ -293,14 +298,14 @@ class Coordinator:
 
     # Workers.
 
-    async def _from_worker(self, worker: "object", message: object, payload: bytes) -> None:
-        await self.runner.from_worker(worker, message, payload)  # type: ignore[arg-type]
+    async def _from_worker(self, worker: Worker, message: FromWorker, payload: bytes) -> None:
+        await self.runner.from_worker(worker, message, payload)
 
-    async def _data_from_worker(self, worker: "object", item: DataFrame) -> None:
-        await self.runner.data_from_worker(worker, item)  # type: ignore[arg-type]
+    async def _data_from_worker(self, worker: Worker, item: DataFrame) -> None:
+        await self.runner.data_from_worker(worker, item)
 
-    def _worker_ended(self, worker: "object") -> None:
-        self.runner.worker_ended(worker)  # type: ignore[arg-type]
+    def _worker_ended(self, worker: Worker) -> None:
+        self.runner.worker_ended(worker)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -78,10 +78,8 @@ class Link:
             item = self._take(frame)
             if item is not None:
                 yield item
-                if self._session.handled(item):
+                if self._session.handled(item) or isinstance(item, DataFrame):
                     self._queue(self._session.ack())
-        if self._session.ack_due:
-            self._queue(self._session.ack())
 
     def _take(self, frame: Frame) -> MessageFrame | DataFrame | None:
         match frame.type:
@@ -128,6 +126,8 @@ class Link:
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it now."""
         self.is_blocked = False
+        if self._unsent and self._session.ack_due:  # with what is sent anyway: alone it would only wake the peer
+            self._queue(self._session.ack())
         while self._unsent and not self.is_blocked and not self.lost:
             pieces = list(islice(self._unsent, _PIECES))
             sent = self._write(pieces)
