@@ -145,6 +145,8 @@ class Session:
 
     def data(self, header: DataHeader, payload: bytes | memoryview) -> bytes:
         """The frame of one piece of data; ask credit_bytes first."""
+        if len(payload) + _DATA.size + 9 > MAX_FRAME_BYTES:
+            raise ValueError(f"a piece of {len(payload)} bytes does not fit a frame")
         head = _DATA.pack(header.job, header.attempt, header.channel, header.offset, min(header.elapsed_ms, 0xFFFFFFFF))
         return self._number(FrameType.DATA, b"".join((head, payload)), len(payload))
 
@@ -205,6 +207,6 @@ class Session:
     def resume(self, peer_received: int) -> list[bytes]:
         """The frames to send again on a new connection to a peer that has received up to peer_received."""
         self._forget(peer_received)
-        if self._kept and self._kept[0][0] != peer_received + 1:
+        if peer_received != self._sent - len(self._kept):
             raise PeerError(f"the peer asks for frame {peer_received + 1}, which is no longer kept")
         return [frame for _, frame, _ in self._kept]

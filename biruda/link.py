@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from biruda.errors import PeerError
@@ -42,10 +43,25 @@ class Transport(Protocol):
 Handle = Callable[[MessageFrame | DataFrame], Awaitable[None]]
 
 
-class Link:
-    """Numbered frames to one peer. post() never blocks; send_data() waits for credit."""
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One connection that is being carried."""
 
-    def __init__(self, session_id: str, name: str) -> None:
+    transport: Transport
+    reader: "asyncio.Task[None] | None" = None
+    handling: bool = False  # an item is being handled: that nothing is read now is not the peer's silence
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Link:
+    """Numbered frames to one peer. post() never blocks; send_data() waits for credit.
+
+    With lazy_acks, acknowledgements go with what is sent anyway, or when a part of the window is used up: on one host a
+    frame of its own would cost both sides more than what it tells is worth.
+    """
+
+    def __init__(self, session_id: str, name: str, *, lazy_acks: bool = False) -> None:
+        self._lazy_acks = lazy_acks
         self.session_id = session_id
         self.name = name
         self.session = Session()
@@ -54,7 +70,8 @@ class Link:
         self._outgoing: list[bytes] = []
         self._wake = asyncio.Event()
         self._credit = asyncio.Event()
-        self._transport: Transport | None = None
+        self._run: _Run | None = None
+        self._early = b""  # what came right behind a WELCOME
 
     def reset(self) -> None:
         """Forget the session: the peer does not know it any more."""
@@ -91,54 +108,76 @@ class Link:
             self._outgoing.append(frame)
             self._wake.set()
 
-    async def run(self, transport: Transport, peer_received: int, handle: Handle, *, keepalive: bool = True) -> None:
+    async def run(
+        self,
+        transport: Transport,
+        peer_received: int,
+        handle: Handle,
+        *,
+        keepalive: bool = True,
+        opened: Callable[[], None] | None = None,
+    ) -> None:
         """Carry the session over this transport until it ends. handle() runs for one item after the other.
 
-        Raises PeerError when the peer broke the protocol; returns when the transport ended. A run that is still going
-        on for this link is ended first.
+        opened() is called as soon as the link stands. Raises a group with a PeerError when the peer broke the protocol,
+        or with what handle() raised; returns when the transport ended. A run that is still going on for this link is
+        ended first, its handle() cancelled: the item that it was at comes again.
         """
-        if self._transport is not None:
-            await self._transport.close()
-        self._transport = transport
-        self._outgoing = self.session.resume(peer_received)
-        self._wake.set()
-        self.connected = True
-        self._credit.set()
-        self.last_heard_s = asyncio.get_running_loop().time()
+        run = _Run(transport)
+        early, self._early = self._early, b""
         try:
+            await self.end()
+            self._run = run
+            self._outgoing = self.session.resume(peer_received)
+            self._wake.set()
+            self.connected = True
+            self._credit.set()
+            self.last_heard_s = asyncio.get_running_loop().time()
+            if opened is not None:
+                opened()
             async with asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write_all(transport), name=f"{self.name} writer")
-                pings = tasks.create_task(self._keep_alive(transport), name=f"{self.name} pings") if keepalive else None
-                try:
-                    await self._read_all(transport, handle)
-                finally:
-                    writer.cancel()
-                    if pings is not None:
-                        pings.cancel()
+                others = [tasks.create_task(self._write_all(transport), name=f"{self.name} writer")]
+                if keepalive:
+                    others.append(tasks.create_task(self._keep_alive(run), name=f"{self.name} pings"))
+                run.reader = tasks.create_task(self._read_all(run, handle, early), name=f"{self.name} reader")
+                run.reader.add_done_callback(lambda _: [task.cancel() for task in others])
         except* ConnectionError:
             pass
         finally:
-            if self._transport is transport:
-                self._transport = None
+            if self._run is run:
+                self._run = None
                 self.connected = False
                 self._outgoing = []
+            run.ended.set()
             await transport.close()
 
-    async def close(self) -> None:
-        """End the connection, if there is one."""
-        if self._transport is not None:
-            await self._transport.close()
+    async def end(self) -> None:
+        """End the run that is going on, if there is one: on return its handle() is not running any more."""
+        while self._run is not None:
+            run = self._run
+            if run.reader is not None:
+                run.reader.cancel()
+            await run.ended.wait()
 
-    async def _read_all(self, transport: Transport, handle: Handle) -> None:
+    async def close(self) -> None:
+        """End the connection, if there is one; what came before is still handled."""
+        if self._run is not None:
+            await self._run.transport.close()
+
+    async def _read_all(self, run: _Run, handle: Handle, data: bytes) -> None:
+        transport = run.transport
         parser = FrameParser()
         session = self.session
         loop = asyncio.get_running_loop()
-        while data := await transport.receive():
-            self.last_heard_s = loop.time()
+        while data := data or await transport.receive():
+            run.handling = True
             for frame in parser.feed(data):
                 await self._take(frame, session, handle)
-            if session.ack_due:
+            if session.ack_due and not self._lazy_acks:
                 self._write(session.ack())
+            data = b""
+            run.handling = False
+            self.last_heard_s = loop.time()
         if parser.pending_bytes:
             raise PeerError(
                 f"{transport.peer} ended in the middle of a frame ({parser.pending_bytes} bytes of it came)"
@@ -165,16 +204,18 @@ class Link:
             await self._wake.wait()
             self._wake.clear()
             if self._outgoing:
+                if self.session.ack_due:
+                    self._outgoing.append(self.session.ack())
                 data = b"".join(self._outgoing)
                 self._outgoing.clear()
                 await transport.send(data)
 
-    async def _keep_alive(self, transport: Transport) -> None:
+    async def _keep_alive(self, run: _Run) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_S)
-            if loop.time() - self.last_heard_s > SILENCE_S:
-                await transport.close()
+            if not run.handling and loop.time() - self.last_heard_s > SILENCE_S:
+                await run.transport.close()
                 return
             self._write(pack(FrameType.PING))
 
@@ -187,36 +228,38 @@ def _greeting(kind: FrameType, values: dict[str, Any]) -> bytes:
     return pack(kind, json.dumps({"protocol": PROTOCOL, **values}, separators=(",", ":")).encode())
 
 
-async def _receive_greeting(transport: Transport) -> tuple[FrameType, dict[str, Any]]:
-    parser = FrameParser(max_frame_bytes=65536)
-    async with asyncio.timeout(HANDSHAKE_S):
-        while True:
-            data = await transport.receive()
-            if not data:
-                raise ConnectionError(f"{transport.peer} closed the connection before it said who it is")
-            frames = parser.feed(data)
-            if frames:
-                break
-    if len(frames) > 1 or parser.pending_bytes:
-        raise PeerError(f"{transport.peer} sent more than its greeting")
+async def _receive_greeting(transport: Transport) -> tuple[FrameType, dict[str, Any], bytes]:
+    """The first frame's type and values, and what came behind it."""
+    came = bytearray()
+    frames: list[Frame] = []
+    try:
+        async with asyncio.timeout(HANDSHAKE_S):
+            while not frames:
+                data = await transport.receive()
+                if not data:
+                    raise ConnectionError(f"{transport.peer} closed the connection before it said who it is")
+                came += data
+                frames = FrameParser().feed(came)
+    except TimeoutError:
+        raise ConnectionError(f"{transport.peer} did not say who it is within {HANDSHAKE_S:g} s") from None
     try:
         values = json.loads(frames[0].body)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise PeerError(f"{transport.peer} sent a greeting that is no JSON object")
-    return frames[0].type, values
+    return frames[0].type, values, bytes(came[len(frames[0].body) + 5 :])
 
 
 async def dial(transport: Transport, link: Link, who: dict[str, Any]) -> tuple[int, bool]:
     """Greet an accepting side. Gives what it has received, and whether the session is new to it (then link is reset).
 
-    Raises PeerError when it refuses, with its reason.
+    Raises PeerError when it refuses, with its reason; ConnectionError when it does not answer.
     """
     await transport.send(
         _greeting(FrameType.HELLO, {"session": link.session_id, "received": link.session.received, **who})
     )
-    kind, values = await _receive_greeting(transport)
+    kind, values, link._early = await _receive_greeting(transport)
     if kind is FrameType.REFUSE:
         raise PeerError(
             f"{transport.peer} refused this coordinator: {values.get('reason')}", hint=str(values.get("hint", ""))
@@ -233,8 +276,10 @@ async def dial(transport: Transport, link: Link, who: dict[str, Any]) -> tuple[i
 
 
 async def hear(transport: Transport) -> dict[str, Any]:
-    """The HELLO of a dialling side, with `protocol`, `session` and `received` checked."""
-    kind, values = await _receive_greeting(transport)
+    """The HELLO of a dialling side, with `protocol`, `session` and `received` checked; ConnectionError without one."""
+    kind, values, more = await _receive_greeting(transport)
+    if more:
+        raise PeerError(f"{transport.peer} sent more than its greeting")
     if kind is not FrameType.HELLO:
         raise PeerError(f"{transport.peer} began with {kind.name} where HELLO was due")
     if values.get("protocol") != PROTOCOL:

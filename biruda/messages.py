@@ -6,6 +6,8 @@ a PeerError. A repeated message does no harm.
 """
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,7 +141,6 @@ class AttemptStarted:
     job: int
     attempt: int
     at_s: float
-    facts: Facts
     source: str | None = None  # the digest, where the coordinator packed the source itself
 
 
@@ -276,21 +277,56 @@ _TO_WORKER = _by_name(ToWorker)
 _FROM_WORKER = _by_name(FromWorker)
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def encode(message: ToCoordinator | ToMaster | ToWorker | FromWorker) -> bytes:
     """The JSON body of a MESSAGE frame."""
+    name = type(message).__name__
+    orjson = sys.modules.get("orjson")  # several times faster where a role has loaded it; a worker never does
+    if orjson is not None:
+        try:
+            fields: bytes = orjson.dumps(message)
+        except TypeError:  # a lone surrogate from a file name, a mapping that is no dict
+            pass
+        else:
+            return b'%b%b"type":"%b"}' % (fields[:-1], b"," if len(fields) > 2 else b"", name.encode())
     builtins = convert_encode(message)
-    builtins["type"] = type(message).__name__
-    return json.dumps(builtins, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    builtins["type"] = name
+    return _to_json(builtins).encode("utf-8", "surrogatepass")
+
+
+def _builtins(payload: bytes) -> Any:
+    orjson = sys.modules.get("orjson")
+    if orjson is not None:
+        try:
+            return orjson.loads(payload)
+        except ValueError:
+            pass  # broken, or it has lone surrogates
+    builtins = json.loads(payload.decode("utf-8", "surrogatepass"))
+    return _cleaned(builtins) if b"\xed" in payload or b"\\u" in payload else builtins
+
+
+def _cleaned(value: Any) -> Any:
+    """Lone surrogates, which stand for bytes that are no UTF-8, replaced: no file, database or page can hold them."""
+    if type(value) is str:
+        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if type(value) is list:
+        return [_cleaned(item) for item in value]
+    if type(value) is dict:
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    return value
 
 
 def _decode(payload: bytes, known: Mapping[str, type]) -> Any:
     try:
-        builtins = json.loads(payload)
+        builtins = _builtins(payload)
         name = builtins.pop("type")
         kind = known[name]
         return convert_decode(kind, builtins)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise PeerError(f"a message that is none of {', '.join(known)}: {error}") from None
+        raise PeerError(f"a message that is none of {', '.join(known)}: {error!s:.500}") from None
 
 
 def decode_to_coordinator(payload: bytes) -> ToCoordinator:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class StreamTransport(asyncio.Protocol):
         self._ended = True
         self._ready.set()
         if self._transport is not None:
-            self._transport.abort() if self._paused else self._transport.close()
+            stalled = self._paused or not self._writable.is_set()  # close() would wait for the peer to read
+            self._transport.abort() if stalled else self._transport.close()
 
 
 class WebSocketTransport:
@@ -156,5 +158,6 @@ class WebSocketTransport:
                 return b""
 
     async def close(self) -> None:
-        async with asyncio.timeout(2):
-            await self._websocket.close()
+        with suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(2):
+                await self._websocket.close()

@@ -47,6 +47,7 @@ class Pool:
         self._numbers = itertools.count(1)
         self._prefix = f"{int(time.time()):x}"
         self._closing = False
+        self._back = asyncio.Event()  # a worker came back, or will not
         self.workers: dict[str, Worker] = {}
 
     async def spawn(self, state: EnvironmentState, *, guess: bool = False) -> Worker:
@@ -129,6 +130,7 @@ class Pool:
             return
         finally:
             self.workers.pop(worker.id, None)
+            self._back.set()
         self._ledger.gone(worker.id)
 
     async def end(self, worker: Worker) -> None:
@@ -147,18 +149,24 @@ class Pool:
     def give(self, worker: Worker, given: Given | None) -> None:
         """Write down which attempt a worker has."""
         worker.attempt = (given.job, given.attempt) if given is not None else None
+        worker.returning = given is None and worker.place.kind is Kind.PROCESS
         if worker.id in self._ledger.entries:
             self._ledger.given(worker.id, given)
 
     # Spares.
 
     async def acquire(self, state: EnvironmentState) -> Worker:
-        """A worker for one attempt: a spare, else a new one. Raises EnvironmentFault."""
-        while state.idle:
-            worker = self.workers.get(state.idle.pop())
-            if worker is not None and not worker.died.is_set():
-                return worker
-        return await self.spawn(state)
+        """A worker for one attempt: a spare, else one that is just coming back, else a new one. EnvironmentFault."""
+        while True:
+            while state.idle:
+                worker = self.workers.get(state.idle.pop())
+                if worker is not None and not worker.died.is_set():
+                    return worker
+            alive = [item for item in self.workers.values() if item.environment == state.config.name]
+            if len(alive) < self._slots or not any(item.returning for item in alive):
+                return await self.spawn(state)
+            self._back.clear()
+            await self._back.wait()
 
     def refill(self, state: EnvironmentState) -> None:
         """Make spares in the background until there are as many as wanted.
@@ -172,8 +180,9 @@ class Pool:
     def _wanted(self, state: EnvironmentState) -> int:
         if not used_again(state):
             return state.config.spares
-        busy = sum(1 for item in self.workers.values() if item.environment == state.config.name and item.attempt)
-        return min(state.config.spares, max(0, self._slots - busy))
+        alive = sum(1 for item in self.workers.values() if item.environment == state.config.name)
+        out = max(0, alive - len(state.idle) - state.coming)  # with an attempt, or on their way back from one
+        return min(state.config.spares, max(0, self._slots - out))
 
     async def _make_spare(self, state: EnvironmentState) -> None:
         try:
@@ -187,6 +196,8 @@ class Pool:
 
     def release(self, worker: Worker, state: EnvironmentState) -> bool:
         """A used worker is clean and idle again; False when there are enough of them."""
+        worker.returning = False
+        self._back.set()
         if len(state.idle) >= max(state.config.spares, self._slots) or self._closing:
             return False
         state.idle.append(worker.id)

@@ -107,7 +107,10 @@ class Runner:
         elif assignment.source_path:
             source = await host.sources.add_directory(assignment.source_path)
         worker = await host.pool.acquire(state)
-        recipe = in_environment(expand(assignment.recipe, self._variables(state, assignment)), state.config)
+        recipe = assignment.recipe
+        if assignment.worker is not None:  # its strings stand in this host's biruda.conf; those of a user stay as typed
+            recipe = expand(recipe, self._variables(state, assignment))
+        recipe = in_environment(recipe, state.config)
         recipe = replace(recipe, limits=replace(recipe.limits, grace_s=assignment.recipe.limits.grace_s))
         try:
             await state.spawner.limit(worker.place, assignment.recipe.limits)
@@ -123,15 +126,12 @@ class Runner:
         host.pool.give(worker, given)
         attempt.worker = worker.id
         attempt.log_path = _room(worker)
-        assert state.facts is not None or state.static is not None
-        facts = state.facts or state.static or state.host_facts
         worker.post(Assign(assignments=(replace(assignment, recipe=recipe, source=source),)))
         host.tell_master(
             AttemptStarted(
                 job=attempt.job,
                 attempt=attempt.attempt,
                 at_s=attempt.started_s,
-                facts=replace(facts, arch=state.arch, platform=state.platform),
                 source=source,
             )
         )

@@ -27,12 +27,12 @@ class Worker:
 
     place: Place
     environment: str
-    link: Link = field(default_factory=lambda: Link(new_session_id(), "worker"))
+    link: Link = field(default_factory=lambda: Link(new_session_id(), "worker", lazy_acks=True))
     hello: WorkerHello | None = None
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     died: asyncio.Event = field(default_factory=asyncio.Event)
     attempt: tuple[int, int] | None = None
-    served: int = 0
+    returning: bool = False  # its attempt is over, and it cleans up to serve the next
 
     @property
     def id(self) -> str:

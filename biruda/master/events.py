@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from biruda.messages import HostReport, ToCoordinator
-from biruda.model import AttemptResult, EnvironmentReport, Facts, JobSpec, Outcome, StepResult
+from biruda.model import AttemptResult, EnvironmentReport, JobSpec, Outcome, StepResult
 
 
 class Instant(NamedTuple):
@@ -56,7 +56,6 @@ class AttemptBegan:
     host: str
     job: int
     attempt: int
-    facts: Facts
     source: str | None
     started_s: float
     at: Instant
@@ -135,7 +134,6 @@ class Placement:
     environment: EnvironmentReport
     assigned_s: float
     started_s: float | None = None
-    facts: Facts | None = None
     source: str | None = None
     steps: tuple[StepResult, ...] = ()
 

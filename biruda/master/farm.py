@@ -261,9 +261,7 @@ class Farm:
         job, placed = current
         if placed.placement.started_s is not None:
             return []
-        placement = replace(
-            placed.placement, started_s=event.started_s, facts=event.facts, source=event.source or job.spec.source
-        )
+        placement = replace(placed.placement, started_s=event.started_s, source=event.source or job.spec.source)
         job.state = placed = replace(placed, placement=placement)
         return [
             self._save(job.job, placed),

@@ -176,7 +176,6 @@ class Hosts:
                         host=host,
                         job=message.job,
                         attempt=message.attempt,
-                        facts=message.facts,
                         source=message.source,
                         started_s=message.at_s,
                         at=_now(),

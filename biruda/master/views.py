@@ -80,17 +80,19 @@ def placed_view(job: int, spec: JobSpec, submitted_s: float, placement: ev.Place
         "environment": environment.name,
         "steps": encode(placement.steps),
         "spool": spool_name(job, placement),
-        "facts": _facts_view(placement, environment),
+        "facts": _facts_view(environment),
     }
 
 
-def _facts_view(placement: ev.Placement, environment: EnvironmentReport) -> View:
-    facts: View = encode(placement.facts) if placement.facts is not None else {}
+def _facts_view(environment: EnvironmentReport) -> View:
     return {
-        **facts,
+        "arch": environment.arch,
+        "platform": environment.platform,
+        "libc": environment.guessed.get("libc", "unknown"),
+        "emulated": environment.emulated,
         "declared": dict(environment.declared),
         "guessed": dict(environment.guessed),
-        "evidence": list(placement.facts.evidence if placement.facts else environment.evidence),
+        "evidence": list(environment.evidence),
         "warnings": list(environment.warnings),
     }
 

@@ -1,0 +1,24 @@
+"""The entry point. What must start in the interpreter's own time is handled before the command line is imported."""
+
+import sys
+
+
+def main() -> int:
+    """Run biruda with the arguments of this process; the status to exit with."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] == "--guess-env":
+        from biruda.cli.guess import guess_env
+
+        return guess_env(arguments[1:])
+    if arguments and arguments[0] == "--zygote":  # internal: how a frozen executable starts its zygote
+        from biruda.coordinator.spawners.zygote import main as be_zygote
+
+        be_zygote(int(arguments[1]))
+        return 0
+    from biruda.cli.main import main as run_command
+
+    return run_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

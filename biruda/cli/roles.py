@@ -1,0 +1,241 @@
+"""The roles put together: what `up`, `master` and `coordinator` run until they are told to stop."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from biruda.config import Config
+from biruda.errors import BirudaError, ConfigError, NoMaster, PeerError, UserError
+from biruda.link import Transport
+from biruda.transports import MemoryTransport, WebSocketTransport, memory_pair
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from biruda.coordinator.service import Coordinator, Dial
+    from biruda.master.service import Master
+
+log = logging.getLogger("biruda")
+
+CONNECT_S = 10.0
+READY_S = 30.0
+
+
+def serve(home: Path, config: Config, *, master: bool, coordinator: bool) -> int:
+    """Run the roles in the foreground until SIGTERM or SIGINT. Raises BirudaError when they cannot start."""
+    os.umask(0o077)  # a fresh process of its own: nothing shares it yet
+    _make_home(home)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with contextlib.ExitStack() as locks:
+        for role, wanted in (("master", master), ("coordinator", coordinator)):
+            if wanted:
+                locks.enter_context(_only_one(home, role))
+        try:
+            asyncio.run(_until_stopped(home, config, master=master, coordinator=coordinator))
+        except* asyncio.CancelledError:
+            pass
+    return 0
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "log").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{home}: the home directory cannot be made: {error.strerror}",
+            hint="name another with --home or BIRUDA_HOME",
+        ) from error
+
+
+@contextmanager
+def _only_one(home: Path, role: str) -> Iterator[None]:
+    """Hold the role of this home; the kernel gives it back however this process ends."""
+    path = home / f"{role}.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            raise UserError(
+                f"biruda is already running here: {role} with pid {pid}, home {home}",
+                hint="biruda status shows it, biruda down stops it, --home DIR starts another beside it",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _kept_secret(path: Path, size_bytes: int) -> str:
+    """A random text that is made once and kept, readable by this user alone."""
+    with contextlib.suppress(FileNotFoundError):
+        text = path.read_text("ascii").strip()
+        if text:
+            return text
+    temporary = path.with_suffix(".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    text = secrets.token_hex(size_bytes)
+    with os.fdopen(fd, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return text
+
+
+async def _until_stopped(home: Path, config: Config, *, master: bool, coordinator: bool) -> None:
+    main = asyncio.current_task()
+    assert main is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, main.cancel)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(_master(home, config, alone=not coordinator)) if master else None
+        if coordinator:
+            host = await stack.enter_async_context(_coordinator(home, config, running))
+            async with asyncio.timeout(READY_S):
+                await host.ready.wait()
+                while running is not None and not running.farm.knows(host.host):
+                    await running.changed()
+        _say_ready()
+        log.info("ready: home=%s", home)
+        await loop.create_future()
+
+
+def _say_ready() -> None:
+    """Tell who started this daemon, if anybody waits for it."""
+    fd = os.environ.pop("BIRUDA_READY_FD", "")
+    if fd.isdigit():
+        with contextlib.suppress(OSError):
+            os.write(int(fd), b"ready\n")
+            os.close(int(fd))
+
+
+def host_name(config: Config) -> str:
+    """What this host is called in the farm."""
+    return config.coordinator.host or socket.gethostname() or "localhost"
+
+
+@asynccontextmanager
+async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["Master"]:
+    from biruda.master import api
+    from biruda.master.service import Master
+    from biruda.master.sources import Sources
+    from biruda.master.spool import Spool
+    from biruda.master.store import Store
+
+    settings = config.master
+    store = Store(home / "master.db", event_history=settings.event_history)
+    try:
+        spool = Spool(Path(settings.spool) if settings.spool else home / "spool")
+        sources = Sources(home / "sources", settings.source_cache_bytes)
+        master = Master(store, spool, lease_s=settings.lease_s, sources=sources)
+        listen = (settings.listen.host, settings.listen.port) if settings.listen else None
+        about = api.About(
+            home=home,
+            host=host_name(config),
+            started_s=time.time(),
+            pids={"master": os.getpid()} | ({} if alone else {"coordinator": os.getpid()}),
+        )
+        app = api.application(master, about, _kept_secret(home / "token", 32))
+        async with master.running(), api.serving(app, home / "master.sock", listen):
+            yield master
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def _coordinator(home: Path, config: Config, master: "Master | None") -> AsyncIterator["Coordinator"]:
+    from biruda.coordinator.service import Coordinator
+    from biruda.coordinator.spawners import SPAWNERS
+    from biruda.coordinator.spawners.host import open_host
+
+    instance = _kept_secret(home / "instance", 8)
+    async with AsyncExitStack() as stack:
+        settings = config.coordinator
+        means = await stack.enter_async_context(
+            open_host(instance, cgroup=settings.cgroup, bridge_subnet=settings.bridge_subnet)
+        )
+        spawners = {kind: make(means) for kind, make in SPAWNERS.items()}
+        dial = await stack.enter_async_context(_dialler(home, config, master))
+        coordinator = Coordinator(home, config, host_name(config), spawners, instance)
+        yield await stack.enter_async_context(coordinator.running(dial))
+
+
+@asynccontextmanager
+async def _dialler(home: Path, config: Config, master: "Master | None") -> AsyncIterator["Dial"]:
+    """How this coordinator reaches its master: within the process, through the home's socket, or over TCP."""
+    async with AsyncExitStack() as stack:
+        if master is not None and not config.coordinator.master:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            served = master
+
+            async def dial_here() -> Transport:
+                mine, theirs = memory_pair("the coordinator", "the master")
+                tasks.create_task(_serve_here(served, theirs), name="link within the process")
+                return mine
+
+            yield dial_here
+            return
+        import aiohttp
+
+        url, headers, connector = _address(home, config)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+
+        async def dial_there() -> Transport:
+            async with asyncio.timeout(CONNECT_S):
+                try:
+                    websocket = await session.ws_connect(
+                        f"{url}/api/v1/link", headers=headers, max_msg_size=8 << 20, compress=0
+                    )
+                except aiohttp.WSServerHandshakeError as error:
+                    said = "the token is not the master's" if error.status == 401 else f"HTTP {error.status}"
+                    raise PeerError(
+                        f"{url}: {said}", hint="[coordinator] token_file names the master's token"
+                    ) from None
+                except aiohttp.ClientError as error:
+                    raise NoMaster(f"no master answers at {config.coordinator.master or home}: {error}") from None
+            return WebSocketTransport(websocket, config.coordinator.master or "this home's socket")
+
+        yield dial_there
+
+
+async def _serve_here(master: "Master", transport: MemoryTransport) -> None:
+    try:
+        await master.hosts.serve(transport)
+    except* (BirudaError, ConnectionError) as group:
+        for error in group.exceptions:
+            log.warning("%s", error)
+
+
+def _address(home: Path, config: Config) -> "tuple[str, dict[str, str], aiohttp.BaseConnector]":
+    import aiohttp
+
+    url = config.coordinator.master.rstrip("/")
+    if not url:
+        directory = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # a Unix address holds 107 bytes only
+        return "http://biruda", {}, aiohttp.UnixConnector(f"/proc/self/fd/{directory}/master.sock")
+    path = config.coordinator.token_file or os.fspath(home / "token")
+    try:
+        token = Path(path).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"[coordinator] token_file: {path} cannot be read: {error}", hint="copy HOME/token of the master there"
+        ) from error
+    return url, {"Authorization": f"Bearer {token}"}, aiohttp.TCPConnector()

@@ -1,0 +1,50 @@
+"""Foreign programs need an emulator that the kernel finds inside any root."""
+
+from pathlib import Path
+
+import pytest
+
+from biruda.coordinator.spawners import emulation
+from biruda.errors import EnvironmentFault
+
+ENTRY = "enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: OCF\noffset 0\nmagic 7f454c46\n"
+
+
+def binfmt(directory: Path, **entries: str) -> str:
+    (directory / "register").touch()
+    (directory / "status").write_text("enabled\n")
+    for name, text in entries.items():
+        (directory / name).write_text(text)
+    return str(directory)
+
+
+def problem(directory: str, arch: str = "arm64") -> str:
+    try:
+        emulation.require("environment e", arch, "amd64", directory)
+    except EnvironmentFault as fault:
+        return str(fault).partition("amd64: ")[2] if "qemu-user-static" in fault.hint else "no hint"
+    return ""
+
+
+def test_an_enabled_entry_with_flag_f_will_do(tmp_path: Path) -> None:
+    assert problem(binfmt(tmp_path, anything=ENTRY)) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (ENTRY.replace("enabled", "disabled"), "qemu-aarch64 is registered with binfmt_misc, but disabled"),
+        (ENTRY.replace("OCF", "OC"), "qemu-aarch64 is registered with binfmt_misc without flag F"),
+        (ENTRY.replace("aarch64", "aarch64_be"), "qemu-aarch64 is not registered with binfmt_misc"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, text: str, says: str) -> None:
+    assert problem(binfmt(tmp_path, entry=text)).startswith(says)
+
+
+def test_without_binfmt_misc(tmp_path: Path) -> None:
+    assert problem(str(tmp_path)) == f"binfmt_misc is not mounted on {tmp_path}"
+    assert problem(str(tmp_path / "none")).endswith("none")
+    directory = binfmt(tmp_path, entry=ENTRY)
+    (tmp_path / "status").write_text("disabled\n")
+    assert problem(directory) == "binfmt_misc is disabled"
