@@ -1,7 +1,7 @@
 """`make bench`: latency, throughput and memory of a real farm, beside a peer and limits of the same machine and run.
 
-Every figure is a median; what counts is the ratio to the limit or peer in the same run. Durability is on: acknowledged is
-on disk. Prints a table, and JSON with --json.
+Every figure is a median; what counts is the ratio to the limit or peer in the same run. Durability is on:
+acknowledged is on disk. Prints a table, and JSON with --json.
 """
 
 import argparse

@@ -174,6 +174,7 @@ class FakeMaster:
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
+        await asyncio.sleep(0.01)
 
     @web.middleware
     async def _border(self, request: web.Request, handler: Any) -> web.StreamResponse:

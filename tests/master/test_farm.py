@@ -52,9 +52,7 @@ class Story:
         self.handle(ev.HostResumed(host=host, at=self.at))
 
     def begin(self, job: int, attempt: int = 1, host: str = "h1") -> None:
-        began = ev.AttemptBegan(
-            host=host, job=job, attempt=attempt, source=None, started_s=self.now_s, at=self.at
-        )
+        began = ev.AttemptBegan(host=host, job=job, attempt=attempt, source=None, started_s=self.now_s, at=self.at)
         self.handle(began)
 
     def end(self, job: int, attempt: int = 1, host: str = "h1", given: AttemptResult | None = None) -> None:

@@ -262,6 +262,15 @@ class FarmMachine(RuleBasedStateMachine):
         coordinator.going = [key for key, held in coordinator.held.items() if held.outcome is not None]
         coordinator.unreported = coordinator.report()
 
+    @rule(target=jobs, host=hosts)
+    def work_comes_before_its_report(self, host: str) -> Any:
+        """To the master the coordinator is still the one that it was."""
+        self.begin_a_session(self.coordinators[host])
+        numbers = self.submit([{}, {}, {}], 1, 1)
+        self.receive(host, 9)
+        self.report_arrives(host)
+        return numbers
+
     @rule(host=hosts)
     def report_arrives(self, host: str) -> None:
         coordinator = self.coordinators[host]
@@ -280,6 +289,13 @@ class FarmMachine(RuleBasedStateMachine):
     def lose_the_link(self, host: str) -> None:
         self.coordinators[host].linked = False
         self.handle(ev.HostLost(host=host, at=self.at))
+
+    @rule(host=hosts)
+    def be_away_for_longer_than_the_lease(self, host: str) -> None:
+        self.lose_the_link(host)
+        self.time_passes(LEASE_S)
+        self.everybody_works(Outcome.PASSED, 1.0)
+        self.resume(host)
 
     @rule(host=hosts)
     def resume(self, host: str) -> None:
@@ -306,9 +322,7 @@ class FarmMachine(RuleBasedStateMachine):
                 self.handle(self.began(host, *key))
 
     def began(self, host: str, job: int, attempt: int) -> ev.Event:
-        return ev.AttemptBegan(
-            host=host, job=job, attempt=attempt, source=None, started_s=self.now_s, at=self.at
-        )
+        return ev.AttemptBegan(host=host, job=job, attempt=attempt, source=None, started_s=self.now_s, at=self.at)
 
     @rule(host=hosts, count=st.integers(1, 3), outcome=outcomes, length_s=lengths, told=st.booleans())
     def end(self, host: str, count: int, outcome: Outcome, length_s: float, told: bool) -> None:

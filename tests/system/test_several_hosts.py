@@ -101,7 +101,8 @@ def star(tmp_path: Path, network: Network, busybox_root: Path) -> Iterator[Star]
     try:
         master.start("master")
         for number, host in enumerate("ab", start=1):
-            config = f'[coordinator]\nhost = "{host}"\nslots = 2\nmaster = "http://{SUBNET}{number}.1:7878"\ntoken_file = "{master.home}/token"\n'
+            config = f'[coordinator]\nhost = "{host}"\nslots = 2\nmaster = "http://{SUBNET}{number}.1:7878"\n'
+            config += f'token_file = "{master.home}/token"\n'
             config += WORKER.format(host=host, root=busybox_root)
             hosts[host] = RealFarm(tmp_path / host, config, prefix=network.prefix(host), api=master.home)
             hosts[host].start("coordinator")

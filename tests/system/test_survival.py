@@ -1,4 +1,4 @@
-"""Whatever dies in the middle of a job, the job ends once, with its right outcome and its whole log, and nothing is left."""
+"""Whatever dies in the middle of a job, it ends once, with its right outcome and its whole log; nothing is left."""
 
 import hashlib
 import os
@@ -102,7 +102,8 @@ def _worker_of(real: RealFarm, number: int) -> int:
 
 def test_killed_worker_is_infra_and_its_job_runs_again(up: RealFarm, tmp_path: Path) -> None:
     once = tmp_path / "once"
-    script = f"echo my parent is $PPID; if [ -e {once} ]; then echo second; else touch {once}; setsid sleep 1000 & sleep 1000; fi"
+    first = f"touch {once}; setsid sleep 1000 & sleep 1000"
+    script = f"echo my parent is $PPID; if [ -e {once} ]; then echo second; else {first}; fi"
     number = up.submit(script, env="host")
     up.log_has(number, b"my parent")
     until("the job waits", once.exists)
