@@ -281,7 +281,9 @@ cut = st.tuples(st.just("cut"), st.just(True), st.just(0), st.just(0))
 
 
 @given(st.lists(st.one_of(say, move, move, cut), max_size=60))
-def test_everything_is_handled_once_and_in_order_over_a_line_that_is_cut(steps: list[tuple[str, bool, int, int]]) -> None:
+def test_everything_is_handled_once_and_in_order_over_a_line_that_is_cut(
+    steps: list[tuple[str, bool, int, int]],
+) -> None:
     sides = Side(), Side()
     for what, forward, size, more in steps:
         one, two = sides if forward else sides[::-1]

@@ -174,7 +174,13 @@ def test_what_the_worker_loads_is_standard_library_too() -> None:
             elif item.target.partition(".")[0] not in sys.stdlib_module_names:
                 foreign.append(str(item))
     assert foreign == []
-    assert not {name.split(".")[1] for name in seen if "." in name} & {"master", "coordinator", "webui", "cli", "config"}
+    assert not {name.split(".")[1] for name in seen if "." in name} & {
+        "master",
+        "coordinator",
+        "webui",
+        "cli",
+        "config",
+    }
 
 
 ONLY = {

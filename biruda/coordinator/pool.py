@@ -40,6 +40,7 @@ class Pool:
         self._ledger = ledger
         self._spawners = spawners
         self._slots = slots
+        self._most = 2 * slots  # workers that are used again: while one cleans up, another takes the next attempt
         self._tasks = tasks
         self._take = take
         self._take_data = take_data
@@ -163,7 +164,7 @@ class Pool:
                 if worker is not None and not worker.died.is_set():
                     return worker
             alive = [item for item in self.workers.values() if item.environment == state.config.name]
-            if len(alive) < self._slots or not any(item.returning for item in alive):
+            if len(alive) < self._most or not any(item.returning for item in alive):
                 return await self.spawn(state)
             self._back.clear()
             await self._back.wait()
@@ -198,7 +199,7 @@ class Pool:
         """A used worker is clean and idle again; False when there are enough of them."""
         worker.returning = False
         self._back.set()
-        if len(state.idle) >= max(state.config.spares, self._slots) or self._closing:
+        if len(state.idle) >= max(state.config.spares, self._most) or self._closing:
             return False
         state.idle.append(worker.id)
         return True

@@ -166,15 +166,16 @@ class FakeMaster:
         await site.start()
         ready.set()
         await self._stopped.wait()
-        await site.stop()
-        for _ in range(5):  # who is being accepted just now
+        assert isinstance(site._server, asyncio.Server)
+        for listener in site._server.sockets:  # asyncio leaks whom it accepts while it closes
+            self._loop.remove_reader(listener.fileno())
+        for _ in range(5):
             await asyncio.sleep(0)
         assert runner.server is not None
         for connection in runner.server.connections:  # as the kernel does for one that was killed
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
-        await asyncio.sleep(0.01)
 
     @web.middleware
     async def _border(self, request: web.Request, handler: Any) -> web.StreamResponse:
