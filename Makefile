@@ -39,7 +39,7 @@ bench: setup ## Latency, throughput and memory, as ratios in one run
 	$(PYTHON) -m tests.bench
 
 soak: setup ## The slow proofs
-	$(PYTHON) -m pytest -q -m "system or slow" --count-soak=1
+	$(PYTHON) -m pytest -q -m "system or slow"
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,6 @@
 """The codec and the session: whatever the stream does, every frame is handled once and in order."""
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 
@@ -33,7 +34,7 @@ headers = st.builds(
 
 def cut_at(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 # Frames.

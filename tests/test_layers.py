@@ -29,7 +29,7 @@ class Module:
     @property
     def unit(self) -> str:
         """master"""
-        return (self.name.split(".") + [""])[1]
+        return ([*self.name.split("."), ""])[1]
 
     def is_under(self, prefix: str) -> bool:
         return self.name == prefix or self.name.startswith(prefix + ".")
@@ -43,7 +43,7 @@ class Import:
 
     @property
     def unit(self) -> str:
-        return (self.target.split(".") + [""])[1]
+        return ([*self.target.split("."), ""])[1]
 
     @property
     def is_ours(self) -> bool:
@@ -101,7 +101,7 @@ def is_allowed(item: Import) -> bool:
     if source in ("", "guessenv"):
         return False
     if target == "guessenv":
-        return source in ("coordinator", "worker")
+        return source in ("coordinator", "worker", "config")  # config: the aliases of architectures
     if source in SHARED and target in SHARED:
         return True  # see test_what_the_roles_share_has_no_cycle
     if source == "worker" and target == "sourcepack":

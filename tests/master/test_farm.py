@@ -14,7 +14,7 @@ from biruda.master.farm import AHEAD_MOST, Farm, Placed, Waiting
 from biruda.master.requests import Ambiguous, WorkerSelection
 from biruda.messages import Assign, Assignment, AttemptRecorded, AttemptReport, Cancel, StreamsWanted
 from biruda.model import AttemptResult, JobSpec, Kind, Outcome
-from tests.fakes import FACTS, environment, host_report, job_spec, recipe, result, step_result, worker
+from tests.fakes import environment, host_report, job_spec, recipe, result, step_result, worker
 
 T = TypeVar("T")
 

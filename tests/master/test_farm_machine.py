@@ -30,7 +30,7 @@ from biruda.master.farm import AHEAD_MOST, AHEAD_S, Farm, LiveJob, Placed
 from biruda.master.store import Published, Store
 from biruda.messages import Assign, AttemptRecorded, AttemptReport, Cancel
 from biruda.model import EnvironmentReport, JobSpec, Outcome
-from tests.fakes import FACTS, environment, host_report, job_spec, result, step_result, worker
+from tests.fakes import environment, host_report, job_spec, result, step_result, worker
 
 HOSTS = ("h1", "h2", "h3")
 ENVIRONMENTS = (
