@@ -111,7 +111,7 @@ class RealFarm:
         assert said == b"ready\n", f"{role} did not start: {said!r} {log.read_text()[-2000:]}"
         self.daemons[role] = Daemon(process, log)
         if role == "coordinator" and linked:
-            until("the coordinator is linked", lambda: all(item["connected"] for item in self._coordinators()))
+            until("the coordinator is linked", lambda: process.pid in self._linked_pids())
         return self.daemons[role]
 
     def stop(self) -> None:
@@ -135,9 +135,8 @@ class RealFarm:
 
     # The API.
 
-    def _coordinators(self) -> list[Any]:
-        listed: list[Any] = self.get("/api/v1/coordinators")["coordinators"]
-        return listed or [{"connected": False}]
+    def _linked_pids(self) -> set[int]:
+        return {item["pid"] for item in self.get("/api/v1/coordinators")["coordinators"] if item["connected"]}
 
     def request(self, method: str, path: str, body: Any = None) -> bytes:
         connection = Unix((self.api or self.home) / "master.sock")

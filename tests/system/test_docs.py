@@ -65,7 +65,7 @@ def test_readme_by_hand(tmp_path: Path) -> None:
         "BIRUDA_HOME": os.fspath(tmp_path / "h"),
         "HOME": os.fspath(tmp_path),
     }
-    script = "set -e\ntrap 'biruda down' EXIT\n" + "\n".join(lines)
+    script = "set -e\ntrap 'biruda down >/dev/null 2>&1 || true' EXIT\n" + "\n".join(lines)
     result = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("checked") >= 4
