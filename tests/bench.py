@@ -70,7 +70,7 @@ def task_spooler_per_s(count: int) -> float | None:
         subprocess.run([tsp, "-S", "2"], env=env, check=True, capture_output=True)
         began = time.perf_counter()
         for _ in range(count):
-            subprocess.run([tsp, "-n", "true"], env=env, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([tsp, "true"], env=env, check=True, stdout=subprocess.DEVNULL)
         subprocess.run([tsp, "-w"], env=env, check=False, capture_output=True)
         rate = count / (time.perf_counter() - began)
         subprocess.run([tsp, "-K"], env=env, check=False, capture_output=True)

@@ -150,7 +150,7 @@ class Pool:
     def give(self, worker: Worker, given: Given | None) -> None:
         """Write down which attempt a worker has."""
         worker.attempt = (given.job, given.attempt) if given is not None else None
-        worker.returning = given is None and worker.place.kind is Kind.PROCESS
+        worker.returning = given is None and worker.place.kind is Kind.PROCESS and not worker.narrowed
         if worker.id in self._ledger.entries:
             self._ledger.given(worker.id, given)
 

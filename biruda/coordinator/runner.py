@@ -112,8 +112,10 @@ class Runner:
             recipe = expand(recipe, self._variables(state, assignment))
         recipe = in_environment(recipe, state.config)
         recipe = replace(recipe, limits=replace(recipe.limits, grace_s=assignment.recipe.limits.grace_s))
+        limits = assignment.recipe.limits
+        worker.narrowed = any((limits.memory_bytes, limits.pids, limits.cpus))
         try:
-            await state.spawner.limit(worker.place, assignment.recipe.limits)
+            await state.spawner.limit(worker.place, limits)
         except EnvironmentFault:
             await host.pool.end(worker)
             raise
@@ -228,7 +230,7 @@ class Runner:
 
     async def _used_again(self, worker: Worker) -> None:
         state = self._host.environments.get(worker.environment)
-        if state is None or not self._host.pool.release(worker, state):
+        if state is None or worker.narrowed or not self._host.pool.release(worker, state):
             await self._host.pool.end(worker)
 
     async def data_from_worker(self, worker: Worker, item: DataFrame) -> None:

@@ -32,6 +32,7 @@ class Worker:
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     died: asyncio.Event = field(default_factory=asyncio.Event)
     attempt: tuple[int, int] | None = None
+    narrowed: bool = False  # its cgroups have limits of an attempt: it serves no other
     returning: bool = False  # its attempt is over, and it cleans up to serve the next
 
     @property

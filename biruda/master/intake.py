@@ -99,8 +99,10 @@ class Intake:
 
     async def take(self, header: DataHeader, payload: memoryview) -> tuple[int, int] | None:
         """Add a piece. What came before is dropped; at a gap gives the (channel, offset) to ask for, once."""
+        if self.closed:
+            return None
         stream = self.log if header.channel == LOG_CHANNEL else self._artifact_stream(header.channel)
-        if stream is None or self.closed:
+        if stream is None:
             return None
         end = header.offset + len(payload)
         if header.offset > stream.size:
@@ -196,8 +198,9 @@ class Intake:
     def log_differs(self) -> bool:
         """Whether a log that is here is not what was printed; then it is cleared to be asked for once more."""
         assert self.result is not None
-        right = self.log.size == self.result.log.bytes and self.log.digest.hexdigest() == self.result.log.sha256
-        if right or self._log_restarts or not self.result.log.complete:
+        told = self.result.log
+        right = self.log.size == told.bytes and self.log.digest.hexdigest() == told.sha256
+        if right or self._log_restarts or not told.complete or told.bytes <= 0:  # of nothing, nothing would come again
             return False
         self._log_restarts += 1
         self.log.clear()

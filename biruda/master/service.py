@@ -193,8 +193,8 @@ class Master:
             await self._unsynced.wait()
             await asyncio.sleep(SYNC_S)
             self._unsynced.clear()
-            waiting = await loop.run_in_executor(self._writer, self.store.unsynced)
             try:
+                waiting = await loop.run_in_executor(self._writer, self.store.unsynced)
                 await asyncio.to_thread(self.spool.sync, [record["spool"] for record, _ in waiting])
                 done = [(record["job"], record["attempt"]) for record, _ in waiting]
                 await loop.run_in_executor(self._writer, self.store.synced, done)

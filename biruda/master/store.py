@@ -38,7 +38,7 @@ UPDATE_FINISHED = """
 """
 INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts (job, attempt, record) VALUES (?, ?, ?)"
 INSERT_UNSYNCED = "INSERT OR REPLACE INTO unsynced (job, attempt, log) VALUES (?, ?, ?)"
-SELECT_UNSYNCED = "SELECT job, attempt, log FROM unsynced"
+SELECT_UNSYNCED = "SELECT record, log FROM unsynced JOIN attempts USING (job, attempt)"
 DELETE_UNSYNCED = "DELETE FROM unsynced WHERE job = ? AND attempt = ?"
 INSERT_HOST = "INSERT OR REPLACE INTO hosts (host, report) VALUES (?, ?)"
 INSERT_EVENT = "INSERT INTO events (id, at_s, kind, job, body) VALUES (?, ?, ?, ?, ?)"
@@ -181,13 +181,9 @@ class Store:
     # Reading.
 
     def unsynced(self) -> list[tuple[dict[str, Any], bytes]]:
-        """(record, log) of the attempts whose spool files may not be on disk."""
-        found = []
-        for job, attempt, log in self._reader.execute(SELECT_UNSYNCED).fetchall():
-            record = self.attempt(job, attempt)
-            if record is not None:
-                found.append((record, log))
-        return found
+        """(record, log) of the attempts whose spool files may not be on disk. For the writer thread, and at start."""
+        rows = self._writer.execute(SELECT_UNSYNCED)
+        return [(orjson.loads(record), log) for record, log in rows]
 
     def next_job(self) -> int:
         return int(self._reader.execute("SELECT coalesce(max(job), 0) + 1 FROM jobs").fetchone()[0])

@@ -29,13 +29,19 @@ from biruda.messages import (
     Assign,
     Assignment,
     Attach,
+    AttemptEnded,
     AttemptRecorded,
     Cancel,
+    Notice,
+    StepEnded,
+    StepStarted,
     StreamsWanted,
+    WorkerHello,
+    WorkerIdle,
     decode_to_worker,
     encode,
 )
-from biruda.model import Facts, Kind, Recipe, Step
+from biruda.model import Artifact, AttemptResult, Facts, Kind, LogInfo, Outcome, Recipe, Step, StepResult
 from biruda.worker.attempt import Attempt
 from biruda.worker.conversation import Conversation
 from biruda.worker.ending import KILL_S
@@ -63,6 +69,24 @@ def preload() -> None:
         AttemptRecorded(job=1, attempt=1),
     ):
         decode_to_worker(encode(message))
+    step = StepResult(name="", argv=(), exit_status=0, signal=None, wall_s=0.0, cpu_s=0.0, peak_rss_bytes=0)
+    artifact = Artifact(path="", bytes=0, sha256="")
+    result = AttemptResult(
+        outcome=Outcome.PASSED,
+        exit_status=0,
+        steps=(step,),
+        log=LogInfo(bytes=0, sha256="", complete=True),
+        artifacts=(artifact,),
+    )
+    for said in (
+        WorkerHello(protocol=PROTOCOL, worker="", nonce="", pid=1, facts=Facts(arch="", platform=""), steps=(step,)),
+        WorkerIdle(worker=""),
+        StepStarted(job=1, attempt=1, index=0, at_s=0.0),
+        StepEnded(job=1, attempt=1, index=0, result=step),
+        AttemptEnded(job=1, attempt=1, result=result),
+        Notice(text=""),
+    ):
+        encode(said)
     hashlib.sha256(b"").hexdigest()
 
 

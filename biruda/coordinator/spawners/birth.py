@@ -47,15 +47,16 @@ def live(
             try:
                 listener = _settle(birth, report, user, joins=joins)
             except EnvironmentFault as fault:
-                report.send(pack(Stillbirth(problem=str(fault), hint=fault.hint)))
+                _say(report, pack(Stillbirth(problem=str(fault), hint=fault.hint)))
                 os._exit(_CRASHED)
-            report.send(BORN)
+            _say(report, BORN)
         serve(socket.socket(fileno=connection_fd), listener, birth.opening)
         status = 0
     except CoordinatorGone:
         pass
     except BaseException:
-        # The border of a process that has nobody to raise to; its stderr is the place's file `err`.
+        # The border of a process that has nobody to raise to.
+        sys.stderr.write(f"biruda: worker {birth.opening.worker} has crashed\n")
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
@@ -119,9 +120,6 @@ def _furnish(directory: str, opening: Opening, *, inside: bool) -> None:
     except FileExistsError:
         os.chmod(directory, mode)
     os.chdir(directory)
-    error_fd = os.open("err", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(error_fd, 2)
-    os.close(error_fd)
     if inside:
         log_fd = os.open("log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.dup2(log_fd, opening.room_fd, inheritable=False)
@@ -136,6 +134,13 @@ def _listen() -> socket.socket:
     os.umask(umask)
     listener.listen(_BACKLOG)
     return listener
+
+
+def _say(report: socket.socket, data: bytes) -> None:
+    try:
+        report.send(data)
+    except ConnectionError:
+        raise CoordinatorGone from None
 
 
 def _address(report: socket.socket) -> Address:

@@ -51,9 +51,7 @@ async def _bear_once(host: Host, place: Place, birth: Birth) -> Spawned:
             if place.veth:
                 say_address(report, await host.bridge.attach(place.veth, place.pid))
             await hear(report, READY_LIMIT_S)
-    except BaseException as error:
-        if isinstance(error, EnvironmentFault) and not error.hint:
-            error.hint = _last_words(place)
+    except BaseException:
         ours.close()
         await _undo(host, place, asked)
         raise
@@ -69,13 +67,6 @@ async def _undo(host: Host, place: Place, asked: "asyncio.Future[Answered] | Non
             place = replace(place, pid=answered.answer.pid, start_ticks=answered.answer.start_ticks)
     await end_place(place)
     await remove_place(host, place)
-
-
-def _last_words(place: Place) -> str:
-    """The last line that a newborn wrote to stderr: where it died, if not of what it reported."""
-    with suppress(OSError), open(f"{place.directory}/err", encoding="utf-8", errors="replace") as file:
-        return file.read().strip().rpartition("\n")[2]
-    return ""
 
 
 async def end_place(place: Place) -> None:

@@ -1,5 +1,6 @@
 """What all spawners of one coordinator share: names that carry its instance, cgroups, the zygote and the bridge."""
 
+import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,12 +44,14 @@ async def open_host(
     bridge_subnet: str = "10.87.0.0/24",
     zygote_argv: Sequence[str] = (),
     zygote_env: Mapping[str, str] | None = None,
+    errors: str = os.devnull,
 ) -> AsyncIterator[Host]:
     """The shared means for the length of a block. Workers that live on at its end keep what they have.
 
     cgroup and bridge_subnet are keys of [coordinator]. zygote_argv starts the zygote and gets its descriptor's number
-    appended; left out, both zygote_argv and zygote_env are those of a start from source.
+    appended; left out, both zygote_argv and zygote_env are those of a start from source. errors is a file to which the
+    tracebacks of the zygote and of workers are appended.
     """
     cgroups = detect(checked(instance), cgroup)
-    async with open_zygote(zygote_argv, zygote_env) as zygote:
+    async with open_zygote(zygote_argv, zygote_env, errors) as zygote:
         yield Host(instance=instance, cgroups=cgroups, zygote=zygote, bridge=Bridge(instance, bridge_subnet))

@@ -76,32 +76,32 @@ def _hint(operation: op.Operation, error: OSError) -> str:
 
 
 def _do(operation: op.Operation, kept: dict[str, int], address: Callable[[], Address]) -> None:
-    match operation:
-        case op.MakeMountsPrivate():
-            syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
-        case op.Mount():
-            _mount(operation)
-        case op.MountOverlay():
-            _mount_overlay(operation, kept[operation.lower])
-        case op.Keep(path=path):
-            kept[path] = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    match operation:  # the most frequent first
         case op.Bind():
             _bind(operation, kept[operation.kept])
+        case op.Keep(path=path):
+            kept[path] = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        case op.MakeDirectory(path=path, mode=mode):
+            _make_directory(path, mode)
+        case op.Mount():
+            _mount(operation)
+        case op.Hide(path=path):
+            if os.path.lexists(path):
+                syscalls.mount("/dev/null", path, flags=syscalls.MS_BIND)
         case op.Protect(path=path):
             if os.path.lexists(path):
                 syscalls.mount(path, path, flags=syscalls.MS_BIND | syscalls.MS_REC)
                 syscalls.make_read_only(path)
-        case op.Hide(path=path):
-            if os.path.lexists(path):
-                syscalls.mount("/dev/null", path, flags=syscalls.MS_BIND)
-        case op.MakeDirectory(path=path, mode=mode):
-            _make_directory(path, mode)
         case op.MakeSymlink(path=path, target=target):
             os.symlink(target, path)
         case op.Enter(path=path):
             os.chdir(path)
         case op.EnterMount():
             os.chdir(os.getcwd())
+        case op.MakeMountsPrivate():
+            syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+        case op.MountOverlay():
+            _mount_overlay(operation, kept[operation.lower])
         case op.PivotRoot():
             syscalls.pivot_root(".", ".")
         case op.DetachOldRoot():
@@ -149,14 +149,23 @@ def _bind(operation: op.Bind, kept_fd: int) -> None:
     if stat.S_ISDIR(os.fstat(kept_fd).st_mode):
         _make_directory(operation.target, 0o755)
     else:
-        # Resolved here, where absolute links lead to places inside: /etc/resolv.conf is often one, to nowhere.
-        path = os.path.realpath(operation.target)
-        _make_directory(os.path.dirname(path), 0o755)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
+        _make_file(operation.target)
     flags = syscalls.MS_BIND | syscalls.MS_REC
     syscalls.mount(f"/proc/self/fd/{kept_fd}", operation.target, flags=flags)
     if operation.read_only:
         syscalls.make_read_only(operation.target)
+
+
+def _make_file(path: str) -> None:
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        # Absolute links lead to places inside; /etc/resolv.conf is often one, to nowhere.
+        path = os.path.realpath(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, flags, 0o644)
+    os.close(fd)
 
 
 def _make_directory(path: str, mode: int) -> None:

@@ -34,7 +34,7 @@ class Place:
     kind: Kind
     environment: str
     nonce: str
-    directory: str  # on the host, made by spawn(): `sock` (the listening socket), `log` (the room), `work`, `err`
+    directory: str  # on the host, made by spawn(): `sock` (the listening socket), `log` (the room), `work`
     cgroups: tuple[str, ...] = ()  # directories that may come to be, the cgroup v2 one first where there is one
     veth: str = ""  # the host's end
     pid: int = 0  # known after spawn()

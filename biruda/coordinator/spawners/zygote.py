@@ -1,8 +1,9 @@
 """The process that all workers of kind process and chroot are forked from: `python -m …spawners.zygote FD`.
 
 Small and single-threaded, with a worker's code loaded, it clones one child for each birth that the coordinator asks
-for at the other end of FD. It is the parent of all workers and outlives the coordinator while one of them lives: it
-then takes no more requests, ends what it was told to guard, and removes what each worker leaves as it ends.
+for at the other end of FD; tracebacks go to the descriptor after FD. It is the parent of all workers and outlives the
+coordinator while one of them lives: it then takes no more requests, ends what it was told to guard, and removes what
+each worker leaves as it ends.
 """
 
 import contextlib
@@ -255,10 +256,8 @@ def main(control_fd: int, serve: Serve = worker_serve) -> None:
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
     # Start-up has succeeded: what was a pipe to the coordinator must not keep anybody waiting for its end.
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    os.dup2(control_fd + 1, 2)
+    os.close(control_fd + 1)
     gc.collect()
     gc.freeze()
     _Zygote(control, serve).run()

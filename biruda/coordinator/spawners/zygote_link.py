@@ -28,6 +28,7 @@ from biruda.coordinator.spawners.requests import (
 from biruda.errors import EnvironmentFault
 
 _CONTROL_FD: Final = 3
+_ERRORS_FD: Final = 4
 _LIMIT_S: Final = 30.0  # to an answer; the zygote itself needs a fraction of a millisecond
 _SAID_BYTES: Final = 4096
 
@@ -47,9 +48,10 @@ class Answered:
 class Zygote:
     """A zygote process, started when it is first needed and again when it has died; its workers do not notice."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], errors: str) -> None:
         self._argv = argv
         self._env = env
+        self._errors = errors
         self._guards: dict[str, Guard] = {}
         self._waiting: dict[int, asyncio.Future[Answered]] = {}
         self._asked = 0
@@ -64,7 +66,7 @@ class Zygote:
     def start(self) -> None:
         """Start the process where there is none. Raises EnvironmentFault."""
         if self._process is None:
-            self._process = _Process(self._argv, self._env)
+            self._process = _Process(self._argv, self._env, self._errors)
             asyncio.get_running_loop().add_reader(self._process.control, self._receive, self._process)
             for guard in self._guards.values():
                 self._write(guard)
@@ -174,7 +176,7 @@ class Zygote:
 class _Process:
     """One zygote process; what it says on stderr before it is ready is kept."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], errors: str) -> None:
         self.has_answered = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
@@ -185,6 +187,7 @@ class _Process:
             (os.POSIX_SPAWN_DUP2, said, 2),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, _ERRORS_FD, errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         ]
         try:
             # Not by biruda.process: its children get the three standard descriptors only.
@@ -233,9 +236,14 @@ def own_environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def open_zygote(argv: Sequence[str] = (), env: Mapping[str, str] | None = None) -> AsyncIterator[Zygote]:
-    """A zygote for the length of a block; afterwards it lives as long as its workers. FD is appended to argv."""
-    zygote = Zygote(argv or own_argv(), own_environment() if env is None else env)
+async def open_zygote(
+    argv: Sequence[str] = (), env: Mapping[str, str] | None = None, errors: str = os.devnull
+) -> AsyncIterator[Zygote]:
+    """A zygote for the length of a block; afterwards it lives as long as its workers.
+
+    FD is appended to argv; the descriptor after it is `errors`, a file for what goes wrong in it and its workers.
+    """
+    zygote = Zygote(argv or own_argv(), own_environment() if env is None else env, errors)
     zygote.start()
     try:
         yield zygote

@@ -18,10 +18,11 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def host() -> AsyncIterator[Host]:
-    instance = new_instance()
-    async with open_host(instance) as host:
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    errors = tmp_path / "errors"
+    async with open_host(new_instance(), errors=str(errors)) as host:
         yield host
+    assert errors.read_text() == ""
     if host.cgroups.unified:
         assert not os.path.exists(host.cgroups.unified), "the instance left a cgroup"
 

@@ -97,8 +97,12 @@ def test_answers_that_were_not_read_keep_nothing_from_being_removed(tmp_path: Pa
     """The kernel then says ECONNRESET where else the end of the requests is."""
     (tmp_path / "work").mkdir()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    argv = [*own_argv(), str(theirs.fileno())]
-    with subprocess.Popen(argv, env=own_environment(), pass_fds=[theirs.fileno()]) as process:
+    control_fd, errors_fd = 500, 501
+    os.dup2(theirs.fileno(), control_fd)
+    os.dup2(2, errors_fd)
+    argv = [*own_argv(), str(control_fd)]
+    with subprocess.Popen(argv, env=own_environment(), pass_fds=[control_fd, errors_fd]) as process:
+        os.closerange(control_fd, errors_fd + 1)
         with ours, theirs:
             ours.send(pack_request(1, Guard(directory=str(tmp_path), cgroups=())))
             assert select.select([ours], [], [], 10)[0]
