@@ -315,7 +315,7 @@ class Attempt:
         if self._intake is not None:
             self._intake.close()
         os.close(self._scene.stdin)
-        problems = remove_tree(self._opening.work)
+        problems = remove_tree(self._opening.work, keep=self._opening.reuse)
         for index, step in enumerate(self.assignment.recipe.steps[: self._next]):
             if step.script is not None:
                 problems += remove_tree(self._scene.script_path(index))

@@ -11,10 +11,11 @@ _DEEP = 100
 
 
 def make_directory(path: str, account: Account | None) -> None:
-    """A new, empty directory; what a killed worker left there is removed. Raises OSError."""
-    remove_tree(path)
-    os.makedirs(path)
-    os.chmod(path, 0o755)
+    """An empty directory as if new; what a killed worker left there is removed. Raises OSError."""
+    if not _is_as_new(path):
+        remove_tree(path)
+        os.makedirs(path)
+        os.chmod(path, 0o755)
     if account is not None:
         os.chown(path, account.uid, account.gid)
 
@@ -27,8 +28,26 @@ def give_tree(path: str, account: Account) -> None:
             os.chown(os.path.join(directory, name), account.uid, account.gid, follow_symlinks=False)
 
 
-def remove_tree(path: str) -> list[str]:
-    """Remove a directory, whatever its modes and depth, following no link. What could not be removed is listed."""
+def _is_as_new(path: str) -> bool:
+    """Whether the last attempt left an empty directory that nobody can tell from a new one."""
+    try:
+        found = os.lstat(path)
+        return (
+            stat.S_IMODE(found.st_mode) == 0o755
+            and stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.geteuid()
+            and not os.listdir(path)
+            and not os.listxattr(path, follow_symlinks=False)
+        )
+    except (OSError, AttributeError):  # no extended attributes on this system: make a new one
+        return False
+
+
+def remove_tree(path: str, *, keep: bool = False) -> list[str]:
+    """Remove a directory, whatever its modes and depth, following no link. What could not be removed is listed.
+
+    keep: leave the directory itself, empty, for the next attempt.
+    """
     problems: list[str] = []
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -47,6 +66,9 @@ def remove_tree(path: str) -> list[str]:
     finally:
         os.close(fd)
     try:
+        if keep and not problems:
+            os.chmod(path, 0o755)
+            return problems
         os.rmdir(path)  # noqa: PTH106 - one way to write all of it
     except FileNotFoundError:
         pass

@@ -62,3 +62,23 @@ def test_a_new_directory_replaces_an_old_one(tmp_path: Path) -> None:
     (work / "link").symlink_to("/etc/passwd")
     give_tree(str(work), account)
     assert Path("/etc/passwd").stat().st_uid == 0
+
+
+def test_a_kept_directory_is_used_again_only_as_if_new(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    make_directory(str(work), None)
+    made = work.stat().st_ino
+    (work / "file").write_text("x")
+    assert remove_tree(str(work), keep=True) == []
+    make_directory(str(work), None)
+    assert work.stat().st_ino == made
+    work.chmod(0o777)
+    make_directory(str(work), None)
+    assert work.stat().st_mode & 0o7777 == 0o755
+    work.rmdir()
+    work.symlink_to(tmp_path)
+    make_directory(str(work), None)
+    assert not work.is_symlink()
+    (work / "left").mkdir()
+    make_directory(str(work), None)
+    assert list(work.iterdir()) == []

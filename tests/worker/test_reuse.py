@@ -28,7 +28,8 @@ def test_three_attempts_in_a_row(start: Callable[..., Worker], room: dict[str, s
                 (worker.directory / "log").rename(worker.directory / f"log-{job}")
             peer.record(job=job)
             assert peer.next(WorkerIdle) == WorkerIdle(worker="w1")
-            assert [p.name for p in worker.directory.iterdir() if p.name.startswith("work")] == []
+            assert [p.name for p in worker.directory.iterdir() if p.name.startswith("work")] == ["work"]
+            assert list((worker.directory / "work").iterdir()) == []  # kept for the next, as if new
         peer.record(job=3)  # repeated: it is idle still
         peer.next(WorkerIdle)
         peer.close()
