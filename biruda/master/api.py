@@ -21,10 +21,10 @@ from biruda.convert import encode
 from biruda.errors import BirudaError, ConfigError, NotFound, PeerError, UserError
 from biruda.master import named, openapi, views
 from biruda.master import requests as rq
-from biruda.master.farm import Host
 from biruda.master.intake import safe_path
 from biruda.master.logs import open_log
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
+from biruda.master.state import Host
 from biruda.messages import PROTOCOL
 from biruda.model import EnvironmentReport
 from biruda.transports import WebSocketTransport

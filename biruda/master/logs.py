@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from biruda.errors import NotFound, UserError
-from biruda.master.farm import Placed
+from biruda.master.state import Placed
 
 if TYPE_CHECKING:
     from biruda.master.intake import Intake

@@ -4,9 +4,10 @@ import difflib
 from dataclasses import dataclass
 
 from biruda.errors import NotFound
-from biruda.master.farm import Farm, Host
+from biruda.master.farm import Farm
 from biruda.master.matching import WORKER
 from biruda.master.requests import Ambiguous, WorkerSelection
+from biruda.master.state import Host
 from biruda.model import JobSpec, WorkerReport
 
 

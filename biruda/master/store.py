@@ -12,7 +12,7 @@ from biruda.convert import decode
 from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import views
-from biruda.master.farm import LiveJob, Placed, Waiting
+from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 

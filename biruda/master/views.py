@@ -6,7 +6,8 @@ from typing import Any
 
 from biruda.convert import encode
 from biruda.master import events as ev
-from biruda.master.farm import Farm, Host, LiveJob, Placed
+from biruda.master.farm import Farm
+from biruda.master.state import Host, LiveJob, Placed
 from biruda.model import AttemptNumber, AttemptResult, EnvironmentReport, JobId, JobSpec
 from biruda.spoolname import SpoolName
 

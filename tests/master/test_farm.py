@@ -10,8 +10,9 @@ import pytest
 from biruda.errors import NotFound
 from biruda.master import events as ev
 from biruda.master import named
-from biruda.master.farm import AHEAD_MOST, Farm, Placed, Waiting
+from biruda.master.farm import Farm
 from biruda.master.requests import Ambiguous, WorkerSelection
+from biruda.master.state import AHEAD_MOST, Placed, Waiting
 from biruda.messages import Assign, Assignment, AttemptRecorded, AttemptReport, Cancel, StreamsWanted
 from biruda.model import AttemptResult, JobSpec, Kind, Outcome
 from tests.fakes import environment, host_report, job_spec, recipe, result, step_result, worker

@@ -26,7 +26,8 @@ from hypothesis.stateful import (
 
 from biruda.master import events as ev
 from biruda.master import views
-from biruda.master.farm import AHEAD_MOST, AHEAD_S, Farm, LiveJob, Placed
+from biruda.master.farm import Farm
+from biruda.master.state import AHEAD_MOST, AHEAD_S, LiveJob, Placed
 from biruda.master.store import Published, Store
 from biruda.messages import Assign, AttemptRecorded, AttemptReport, Cancel
 from biruda.model import EnvironmentReport, JobSpec, Outcome

@@ -24,10 +24,10 @@ from biruda.master import hosts as hosts_module
 from biruda.master import intake as intake_module
 from biruda.master import named
 from biruda.master import service as service_module
-from biruda.master.farm import Placed
 from biruda.master.logs import open_log
 from biruda.master.requests import WorkerSelection
 from biruda.master.service import Master
+from biruda.master.state import Placed
 from biruda.master.store import Published, Store
 from biruda.messages import (
     PROTOCOL,

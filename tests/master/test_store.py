@@ -14,7 +14,7 @@ from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import store as store_module
 from biruda.master import views
-from biruda.master.farm import Placed, Waiting
+from biruda.master.state import Placed, Waiting
 from biruda.master.store import MIGRATIONS, Published, Store, Unwritable, emitted
 from biruda.messages import HostReport
 from biruda.model import EnvironmentReport, JobSpec, Outcome
