@@ -110,7 +110,7 @@ class PackStore:
         not exactly as it must be.
         """
         decoded = self._decode(recipe)
-        if self.has(decoded.digest):
+        with suppress(UserError):  # not here, or evicted just now
             self.touch(decoded.digest)
             return []
         self._load()
@@ -137,9 +137,8 @@ class PackStore:
         """
         decoded = self._decode(recipe)
         arriving = Arriving(chunks, decoded)
-        if self.has(decoded.digest):
+        with suppress(UserError), self.pinned(decoded.digest):  # not here, or evicted just now: then it is made
             arriving.finish({chunk.sha256 for chunk in decoded.chunks})
-            self.touch(decoded.digest)
             return decoded.digest
         self._load()
         with (
