@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from biruda.errors import BirudaError, ConfigError, NotFound, PeerError, UserErr
 from biruda.master import named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.intake import safe_path
-from biruda.master.logs import open_log
+from biruda.master.logs import FileReader, open_file, open_log
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
 from biruda.master.state import Host
 from biruda.messages import PROTOCOL
@@ -51,6 +51,7 @@ LISTENS = web.AppKey("listens", dict[str, str])
 MASTER = web.AppKey("master", Master)
 ABOUT = web.AppKey("about", About)
 TOKEN = web.AppKey("token", str)
+USER = web.RequestKey("user", str)
 
 TITLES = {
     400: "Bad request",
@@ -110,7 +111,7 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
                 f"{request.path}: a valid token is needed here",
                 "Authorization: Bearer with the content of HOME/token",
             )
-        request["user"] = user
+        request[USER] = user
         return await handler(request)
     except web.HTTPNotFound:
         return problem(404, f"there is nothing at {request.path}", "/api/v1/openapi.json lists what there is")
@@ -120,6 +121,8 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "send it in several requests")
     except web.HTTPException:
         raise
+    except web.RequestPayloadError as error:
+        return problem(400, f"the body cannot be read: {' '.join(str(error).split())}")
     except rq.Ambiguous as error:
         return problem(409, str(error), error.hint, candidates=error.candidates)
     except rq.InvalidRequest as error:
@@ -196,7 +199,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
     specs = []
     for index, item in enumerate(wanted.jobs):
         where = f"jobs[{index}]"
-        spec = rq.job_spec(item, where, request["user"])
+        spec = rq.job_spec(item, where, request[USER])
         if not item.queue:
             rq.refuse_unknown(master.farm, spec, where)
         if spec.source is not None and not master.sources.has(spec.source):
@@ -235,7 +238,7 @@ async def job(request: web.Request) -> web.StreamResponse:
 @routes.post(r"/api/v1/jobs/{job:\d+}/cancel")
 async def cancel(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
-    reason = rq.parse(rq.ReasonRequest, await request.read()).reason or f"cancelled by {request['user']}"
+    reason = rq.parse(rq.ReasonRequest, await request.read()).reason or f"cancelled by {request[USER]}"
     await master.cancel(_job(request), reason[:500])
     return json_response(master.view(_job(request)), 202)
 
@@ -254,7 +257,8 @@ async def why(request: web.Request) -> web.StreamResponse:
     if live is not None:
         return json_response(views.why_view(master.farm, live))
     view = master.view(_job(request))
-    sentence = f"it has ended: {view['outcome']}" + (f", {view['reason']}" if view["reason"] else "")
+    outcome = view["outcome"] or "its result is being recorded"
+    sentence = f"it has ended: {outcome}" + (f", {view['reason']}" if view["reason"] else "")
     return json_response({"job": view["job"], "state": "finished", "sentence": sentence, "environments": []})
 
 
@@ -263,14 +267,16 @@ async def job_log(request: web.Request) -> web.StreamResponse:
     follow = request.query.get("follow") in ("1", "true")
     reader = await open_log(request.app[MASTER], _job(request), _number(request, "attempt", low=1), wait=follow)
     try:
-        return await _send_log(request, reader, follow=follow)
+        return await _send_file(request, reader, {"Biruda-Attempt": str(reader.attempt)}, follow=follow)
     finally:
         reader.close()
 
 
-async def _send_log(request: web.Request, reader: Any, *, follow: bool) -> web.StreamResponse:
+async def _send_file(
+    request: web.Request, reader: FileReader, headers: Mapping[str, str], *, follow: bool = False
+) -> web.StreamResponse:
     offset, limit = _number(request, "offset", 0) or 0, _number(request, "limit")
-    response = web.StreamResponse(headers={"Biruda-Attempt": str(reader.attempt)})
+    response = web.StreamResponse(headers=headers)
     if "Range" in request.headers and not follow:
         size = reader.size
         try:
@@ -281,7 +287,7 @@ async def _send_log(request: web.Request, reader: Any, *, follow: bool) -> web.S
         if offset < 0:
             offset = max(0, size + offset)
         if offset >= end:
-            return problem(416, f"the log has {size} bytes")
+            return problem(416, f"there are {size} bytes")
         limit = end - offset
         response.set_status(206)
         response.headers["Content-Range"] = f"bytes {offset}-{end - 1}/{size}"
@@ -291,6 +297,8 @@ async def _send_log(request: web.Request, reader: Any, *, follow: bool) -> web.S
         limit = size if limit is None else min(limit, size)
         response.content_length = limit
     await response.prepare(request)
+    if request.method == "HEAD":
+        return response
     async for piece in reader.pieces(offset, limit, follow=follow):
         await response.write(piece)
     await response.write_eof()
@@ -311,9 +319,14 @@ async def artifact(request: web.Request) -> web.StreamResponse:
             f"there is no artifact {path[:200]!r} of job {view['job']}", hint=f"biruda show {view['job']} lists them"
         )
     headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
-    response = web.FileResponse(master.spool.artifacts(view["spool"]) / path, headers=headers)
-    response.content_type = "application/octet-stream"
-    return response
+    # No FileResponse: it answers a request for `x` with an `x.gz` that lies beside it.
+    reader = await open_file(
+        master.spool.artifacts(view["spool"]) / path, f"the artifact {path!r} of job {view['job']}"
+    )
+    try:
+        return await _send_file(request, reader, headers)
+    finally:
+        reader.close()
 
 
 # Workers, environments, coordinators.
@@ -328,7 +341,7 @@ async def workers(request: web.Request) -> web.StreamResponse:
 async def start(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
     wanted = rq.parse(rq.WorkerSelection, await request.read())
-    specs = named.start_specs(master.farm, request.match_info["name"], wanted, request["user"])
+    specs = named.start_specs(master.farm, request.match_info["name"], wanted, request[USER])
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
 
 
@@ -337,7 +350,8 @@ async def stop(request: web.Request) -> web.StreamResponse:
     master, name = request.app[MASTER], request.match_info["name"]
     numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await request.read()))
     for number in numbers:
-        await master.cancel(number, f"{name} stopped by {request['user']}")
+        if number in master.farm.jobs:  # it may have ended while another one was cancelled
+            await master.cancel(number, f"{name} stopped by {request[USER]}")
     return json_response({"jobs": numbers}, 202)
 
 

@@ -1,8 +1,9 @@
-"""Reading logs: a range of a finished one, or one that grows, followed to its end."""
+"""Reading logs, and other files of the spool: a range of a finished one, or one that grows, followed to its end."""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from biruda.errors import NotFound, UserError
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
 PIECE_BYTES = 256 * 1024
 
 
-class LogReader:
-    """One attempt's log, open; close() it."""
+class FileReader:
+    """A file of the spool, open; close() it. intake: from where a log still grows."""
 
-    def __init__(self, fd: int, attempt: int, intake: "Intake | None") -> None:
-        self.attempt = attempt
+    def __init__(self, fd: int, intake: "Intake | None" = None) -> None:
         self._fd = fd
         self._intake = intake
 
@@ -47,6 +47,14 @@ class LogReader:
                 await changed.wait()
 
 
+class LogReader(FileReader):
+    """One attempt's log."""
+
+    def __init__(self, fd: int, attempt: int, intake: "Intake | None" = None) -> None:
+        super().__init__(fd, intake)
+        self.attempt = attempt
+
+
 async def open_log(master: "Master", job: int, attempt: int | None, *, wait: bool) -> LogReader:
     """The log of an attempt, of the newest if None; with wait, of the first that a waiting job will have.
 
@@ -68,19 +76,26 @@ async def open_log(master: "Master", job: int, attempt: int | None, *, wait: boo
         if number and not (live is not None and wait and attempt is None):
             record = master.store.attempt(job, number)
             if record is not None:
-                return await _open_file(master, job, record)
+                return await _recorded_log(master, job, record)
         if not wait or live is None:
             what = f"attempt {attempt}" if attempt else "attempt with a log"
             raise NotFound(f"job {job} has no {what}", hint=f"biruda show {job} lists its attempts")
         await master.changed()
 
 
-async def _open_file(master: "Master", job: int, record: dict[str, object]) -> LogReader:
-    path = master.spool.log(str(record["spool"]))
-    try:
-        fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"the log of job {job} cannot be read: {path}: {error.strerror}") from error
+async def _recorded_log(master: "Master", job: int, record: dict[str, object]) -> LogReader:
     attempt = record["attempt"]
     assert isinstance(attempt, int)
-    return LogReader(fd, attempt, None)
+    return LogReader(await _open(master.spool.log(str(record["spool"])), f"the log of job {job}"), attempt)
+
+
+async def open_file(path: Path, what: str) -> FileReader:
+    """A file of the spool. Raises UserError when it cannot be read."""
+    return FileReader(await _open(path, what))
+
+
+async def _open(path: Path, what: str) -> int:
+    try:
+        return await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {path}: {error.strerror}") from error

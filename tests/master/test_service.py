@@ -925,6 +925,19 @@ async def test_a_transfer_that_waits_for_ever_does_not_hold_up_the_end(tmp_path:
 
 # Commands, samples, notices, events.
 
+SAMPLE = Sample(
+    at_s=1.0,
+    cpu=0.5,
+    memory_bytes=1,
+    memory_total_bytes=2,
+    load1=0.1,
+    disk_read_bytes=0,
+    disk_written_bytes=0,
+    net_received_bytes=0,
+    net_sent_bytes=0,
+    running=1,
+)
+
 
 async def test_a_command_is_answered(tmp_path: Path) -> None:
     async with farm(tmp_path) as (master, host):
@@ -947,27 +960,15 @@ async def test_a_command_without_an_answer_ends(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_samples_are_sent_while_somebody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = Sample(
-        at_s=1.0,
-        cpu=0.5,
-        memory_bytes=1,
-        memory_total_bytes=2,
-        load1=0.1,
-        disk_read_bytes=0,
-        disk_written_bytes=0,
-        net_received_bytes=0,
-        net_sent_bytes=0,
-        running=1,
-    )
     async with farm(tmp_path) as (master, host), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(master.hosts.samples("h1"))
         await host.until(lambda: host.heard_of(SamplesWanted) != [])
-        host.tell(Samples(samples=(sample,) * 200))
-        assert await asked == [sample] * hosts_module.SAMPLES_KEPT
-        assert await master.hosts.samples("h1") == [sample] * hosts_module.SAMPLES_KEPT
+        host.tell(Samples(samples=(SAMPLE,) * 200))
+        assert await asked == [SAMPLE] * hosts_module.SAMPLES_KEPT
+        assert await master.hosts.samples("h1") == [SAMPLE] * hosts_module.SAMPLES_KEPT
         assert host.heard_of(SamplesWanted) == [SamplesWanted(wanted=True)]
         monkeypatch.setattr(hosts_module.time, "monotonic", lambda: 1e12)
-        host.tell(Samples(samples=(sample,)))
+        host.tell(Samples(samples=(SAMPLE,)))
         await host.until(lambda: SamplesWanted(wanted=False) in host.heard)
         monkeypatch.undo()
         with pytest.raises(UserError):
