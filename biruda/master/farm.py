@@ -141,8 +141,11 @@ class Farm:
                 actions += self._withdraw(job, placed, at)
             elif here is None:
                 actions += self._lose_attempt(job, placed, at, f"{report.host} came back without it")
-            elif placed.cancelling and not here.ended:
-                actions.append(self._cancel_message(number, placed, report.host))
+            else:
+                if here.started and placed.placement.started_s is None:  # what said so was lost with a session
+                    actions += self._started(job, placed, at.wall_s, None, at)
+                if placed.cancelling and not here.ended:
+                    actions.append(self._cancel_message(number, placed, report.host))
         actions += [
             ev.Send(host=report.host, message=AttemptRecorded(job=job, attempt=attempt)) for job, attempt in held
         ]
@@ -191,16 +194,17 @@ class Farm:
         job, placed = current
         if placed.placement.started_s is not None:
             return []
-        placement = replace(placed.placement, started_s=event.started_s, source=event.source or job.spec.source)
+        return self._started(job, placed, event.started_s, event.source, event.at)
+
+    def _started(
+        self, job: LiveJob, placed: Placed, started_s: float, source: str | None, at: ev.Instant
+    ) -> list[ev.Action]:
+        placement = replace(placed.placement, started_s=started_s, source=source or job.spec.source)
         job.state = placed = replace(placed, placement=placement)
+        body = {"attempt": placement.attempt, "host": placement.host, "environment": placement.environment.name}
         return [
             self._save(job.job, placed),
-            ev.Emit(
-                kind="job.started",
-                at_s=event.at.wall_s,
-                job=job.job,
-                body={"attempt": event.attempt, "host": event.host, "environment": placement.environment.name},
-            ),
+            ev.Emit(kind="job.started", at_s=at.wall_s, job=job.job, body=body),
         ]
 
     def _step(self, event: ev.StepFinished) -> list[ev.Action]:

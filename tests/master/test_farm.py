@@ -570,6 +570,20 @@ def test_a_fresh_report_adopts_what_is_still_there(begun: Story) -> None:
     assert begun.farm.is_current("h1", 1, 1)
 
 
+def test_a_start_that_was_never_heard_of_is_known_from_the_report(placed: Story) -> None:
+    """Or its loss would not count, and its log would be dropped."""
+    placed.lose()
+    placed.report(attempts=[held(1, started=True)])
+    assert placed.kinds() == ["host.connected", "job.started"]
+    assert placed.farm.running_count() == 1
+    placed.begin(1)
+    assert placed.actions == []
+    placed.lose()
+    placed.report()
+    assert [save.result.outcome for save in placed.of(ev.SaveAttempt)] == [Outcome.INFRA]
+    assert placed.of(ev.Drop) == []
+
+
 def test_what_a_host_lost_runs_again(begun: Story) -> None:
     begun.lose()
     begun.report()

@@ -488,7 +488,7 @@ def test_no_order_of_events_loses_a_job_or_runs_it_twice() -> None:
     run_state_machine_as_test(
         FarmMachine,
         settings=settings(
-            max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
@@ -498,6 +498,6 @@ def test_no_order_of_events_loses_a_job_or_runs_it_twice_in_long_lives() -> None
     run_state_machine_as_test(
         FarmMachine,
         settings=settings(
-            max_examples=250, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
