@@ -250,7 +250,7 @@ class Master:
         """A job's view when it has finished, or after wait_s."""
         try:
             async with asyncio.timeout(wait_s):
-                while job in self.farm.jobs or not await self._is_recorded(job):
+                while job in self.farm.jobs or job in self.farm.leaving or not await self._is_recorded(job):
                     await self.changed()
         except TimeoutError:
             pass

@@ -800,6 +800,33 @@ async def test_a_job_whose_record_waits_for_room_is_still_to_be_seen(tmp_path: P
             gate.set()
 
 
+async def test_who_waits_for_the_end_is_told_the_end(tmp_path: Path) -> None:
+    """Not what was true before, in the moment between the commit and its being noticed."""
+    gate, committed = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Slow(Store):
+        def apply(self, saves: Sequence[Any], first_event: int) -> None:
+            super().apply(saves, first_event)
+            if any(isinstance(save, Published) for save in saves):
+                loop.call_soon_threadsafe(committed.set)
+                gate.wait(10)
+
+    async with farm(tmp_path, store=Slow) as (master, host), asyncio.TaskGroup() as tasks:
+        try:
+            (job,) = await master.submit((ANYWHERE,))
+            await host.assigned(job)
+            host.start(job)
+            host.end(job)
+            await committed.wait()
+            waiting = tasks.create_task(master.wait_finished(job, 10))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        finally:
+            gate.set()
+        assert (await waiting)["outcome"] == "passed"
+
+
 async def test_no_room_for_an_artifact_delays_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, failures = os.makedirs, 2
 
