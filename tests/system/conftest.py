@@ -13,12 +13,6 @@ from tests.system.farm import RealFarm, farm
 BUSYBOX = Path("/bin/busybox")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/system/" in item.nodeid:
-            item.add_marker(pytest.mark.system)
-
-
 def make_busybox_root(root: Path) -> None:
     """A root tree of one static program."""
     for name in ("bin", "etc", "tmp", "proc", "dev", "sys", "root"):

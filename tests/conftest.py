@@ -1,0 +1,18 @@
+"""Which tests start real daemons, workers or namespaces: `make fast` leaves them out."""
+
+import pytest
+
+REAL = (
+    "tests/system/",
+    "tests/coordinator/spawners/",
+    "tests/worker/",
+    "tests/cli/test_cli_daemon.py",
+    "tests/cli/test_cli_run.py",
+    "tests/cli/test_cli_terminal.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(REAL):
+            item.add_marker(pytest.mark.system)
