@@ -112,7 +112,7 @@ class Hosts:
             await (_end(state) if fresh else state.link.end())
         if state is None or fresh:
             if state is not None:
-                self._master.post(ev.HostLost(host=host, at=_now()))
+                self._master.post(ev.HostLost(host=host, at=now()))
             state = self._links[host] = HostLink(Link(hello["session"], f"link to {host}"), instance)
         try:
             await welcome(transport, state.link, fresh=fresh)
@@ -120,13 +120,13 @@ class Hosts:
         finally:
             if self._links.get(host) is state and not state.link.connected:
                 log.info("host=%s lost", host)
-                self._master.post(ev.HostLost(host=host, at=_now()))
+                self._master.post(ev.HostLost(host=host, at=now()))
 
     async def _run(self, host: str, state: HostLink, transport: Transport, received: int, *, fresh: bool) -> None:
         def opened() -> None:
             log.info("host=%s connected from %s%s", host, transport.peer, "" if fresh else ", its session goes on")
             if not fresh:
-                self._master.post(ev.HostResumed(host=host, at=_now()))
+                self._master.post(ev.HostResumed(host=host, at=now()))
 
         async def handle(item: MessageFrame | DataFrame) -> None:
             if self._links.get(host) is not state:
@@ -178,7 +178,7 @@ class Hosts:
                         attempt=message.attempt,
                         source=message.source,
                         started_s=message.at_s,
-                        at=_now(),
+                        at=now(),
                     )
                 )
             case StepStarted():
@@ -191,7 +191,7 @@ class Hosts:
                         attempt=message.attempt,
                         index=message.index,
                         result=message.result,
-                        at=_now(),
+                        at=now(),
                     )
                 )
             case AttemptEnded():
@@ -221,7 +221,7 @@ class Hosts:
             if len(name) > MAX_NAME:
                 raise PeerError(f"{host} reports a name of {len(name)} characters: {name[:40]}...")
         fresh, state.reported = not state.reported, True
-        await self._master.tell(ev.HostReported(report=report, fresh=fresh, at=_now()))
+        await self._master.tell(ev.HostReported(report=report, fresh=fresh, at=now()))
         if state.resumed:
             return
         state.resumed = True
@@ -256,7 +256,7 @@ class Hosts:
             return
         result = intake.close()
         assert result is not None
-        self._master.post(ev.AttemptFinished(host=host, job=job, attempt=attempt, result=result, at=_now()))
+        self._master.post(ev.AttemptFinished(host=host, job=job, attempt=attempt, result=result, at=now()))
 
     # Source packs.
 
@@ -350,5 +350,6 @@ async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:
         log.exception("%s", name)
 
 
-def _now() -> ev.Instant:
+def now() -> ev.Instant:
+    """This moment on both clocks."""
     return ev.Instant(time.time(), time.monotonic())

@@ -15,7 +15,7 @@ from biruda.errors import NotFound, UserError
 from biruda.master import events as ev
 from biruda.master import views
 from biruda.master.farm import Farm
-from biruda.master.hosts import Hosts
+from biruda.master.hosts import Hosts, now
 from biruda.master.intake import Intake
 from biruda.master.sources import Sources
 from biruda.master.spool import Spool
@@ -28,11 +28,6 @@ RETRY_S = 1.0
 SYNC_S = 1.0
 SUBSCRIBER_EVENTS = 1000
 """A reader of the event stream that falls so far behind is cut off; it resumes by event id."""
-
-
-def now() -> ev.Instant:
-    """This moment on both clocks."""
-    return ev.Instant(time.time(), time.monotonic())
 
 
 class Master:
