@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: help setup system-packages demo test fast check format bench soak clean
+.PHONY: help setup system-packages demo test test-matrix fast check format static bench soak clean
 
 help: ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,8 +20,14 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup ## A farm on this machine builds GNU hello in three environments at once
 	@scripts/demo
 
-test: setup check ## Everything that CI runs
-	$(PYTHON) -m pytest -q
+static: system-packages ## dist/biruda, the one executable, with the static workers of all architectures
+	./build-static.sh
+
+test: setup ## Everything that CI runs
+	@scripts/test
+
+test-matrix: setup ## The executables in other systems' roots, in containers, for every architecture
+	BIRUDA_MATRIX=1 $(PYTHON) -m pytest -q -rs tests/static
 
 fast: $(STAMP) ## The tests that end in seconds
 	$(PYTHON) -m pytest -q -m "not slow and not system"
@@ -38,7 +44,7 @@ format: $(STAMP)
 bench: setup ## Latency, throughput and memory, as ratios in one run
 	$(PYTHON) -m tests.bench
 
-soak: setup ## The slow proofs
+soak: setup static ## The slow proofs, and every architecture
 	$(PYTHON) -m pytest -q -m "system or slow"
 
 clean:

@@ -10,6 +10,14 @@ def main() -> int:
         from biruda.cli.guess import guess_env
 
         return guess_env(arguments[1:])
+    if arguments and arguments[0] == "--worker":  # internal: how an injected worker starts
+        from biruda.worker.entry import main as be_worker
+
+        return be_worker(arguments[1:])
+    if arguments and arguments[0] == "--init":  # internal: how a worker starts as the first process of a machine
+        from biruda.worker.machine import main as be_machine
+
+        return be_machine(arguments[1:])
     if arguments and arguments[0] == "--zygote":  # internal: how a frozen executable starts its zygote
         from biruda.coordinator.spawners.zygote import main as be_zygote
 

@@ -7,6 +7,7 @@
     │   └── NoMaster         no master answers where the command looked (exit 3)
     ├── ConfigError          the administrator: biruda.conf, a root tree, a directory
     ├── EnvironmentFault     the administrator: this host or environment cannot do what was asked
+    │   └── Unreachable      what it depends on does not answer now: looked at again by itself
     └── PeerError            the other end of a link sent what the protocol forbids
 
 Every error says what, where and, in `hint`, what to do. A build that fails is an Outcome and never an exception.
@@ -49,6 +50,10 @@ class ConfigError(BirudaError):
 
 class EnvironmentFault(BirudaError):
     """An environment or this host cannot do what a job needs; the job's outcome is `environment`."""
+
+
+class Unreachable(EnvironmentFault):
+    """A service outside of biruda does not answer; when it does, the environment can be used again."""
 
 
 class PeerError(BirudaError):

@@ -17,7 +17,7 @@ from biruda.frames import DataFrame, DataHeader, Frame, FrameParser, FrameType, 
 from biruda.messages import PROTOCOL
 
 PING_S = 10.0
-"""An idle link says something this often."""
+"""An idle link says something this often, unless its `ping_s` says otherwise."""
 
 SILENCE_S = 35.0
 """A connection that was silent for so long is given up."""
@@ -29,6 +29,13 @@ class Transport(Protocol):
     """Bytes in order, both ways. receive() gives b"" when the peer has ended it."""
 
     peer: str
+
+    @property
+    def may_send_now(self) -> bool:
+        """Whether send_now() may be called: there is room, and nobody waits for it."""
+
+    def send_now(self, data: bytes) -> None:
+        """Send without waiting."""
 
     async def send(self, data: bytes) -> None:
         """Returns when the transport has room for more. Raises ConnectionError when it is gone."""
@@ -67,7 +74,11 @@ class Link:
         self.session = Session()
         self.connected = False
         self.last_heard_s = 0.0  # of the loop's clock
+        self._ping_s = PING_S
+        self._pace = asyncio.Event()  # the time between pings has changed
         self._outgoing: list[bytes] = []
+        self._flush_is_due = False
+        self._is_sending = False  # the writer waits for room
         self._wake = asyncio.Event()
         self._credit = asyncio.Event()
         self._run: _Run | None = None
@@ -77,6 +88,11 @@ class Link:
         """Forget the session: the peer does not know it any more."""
         self.session = Session()
         self._credit.set()
+
+    def ping_every(self, seconds: float) -> None:
+        """Be heard at least so often, from now on: the peer counts on it."""
+        self._ping_s = seconds
+        self._pace.set()
 
     def post(self, payload: bytes) -> None:
         """Send a control message, now or when the link stands again."""
@@ -106,7 +122,30 @@ class Link:
     def _write(self, frame: bytes) -> None:
         if self.connected:
             self._outgoing.append(frame)
+            if not self._flush_is_due:  # with what else is posted in this turn of the loop
+                self._flush_is_due = True
+                asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was posted now, not with the rest of this turn of the loop."""
+        run = self._run
+        if run is None or not self._outgoing:
+            return
+        if self._is_sending or not run.transport.may_send_now:
             self._wake.set()
+            return
+        run.transport.send_now(self._take_outgoing())
+
+    def _take_outgoing(self) -> bytes:
+        if self.session.ack_due:
+            self._outgoing.append(self.session.ack())
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        return data
 
     async def run(
         self,
@@ -129,6 +168,7 @@ class Link:
             await self.end()
             self._run = run
             self._outgoing = self.session.resume(peer_received)
+            self._is_sending = False
             self._wake.set()
             self.connected = True
             self._credit.set()
@@ -204,16 +244,19 @@ class Link:
             await self._wake.wait()
             self._wake.clear()
             if self._outgoing:
-                if self.session.ack_due:
-                    self._outgoing.append(self.session.ack())
-                data = b"".join(self._outgoing)
-                self._outgoing.clear()
-                await transport.send(data)
+                self._is_sending = True
+                await transport.send(self._take_outgoing())
+                self._is_sending = False
 
     async def _keep_alive(self, run: _Run) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(PING_S)
+            self._pace.clear()
+            try:
+                async with asyncio.timeout(self._ping_s):
+                    await self._pace.wait()
+            except TimeoutError:
+                pass
             if not run.handling and loop.time() - self.last_heard_s > SILENCE_S:
                 await run.transport.close()
                 return

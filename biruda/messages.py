@@ -15,7 +15,7 @@ from typing import Any
 from biruda.convert import decode as convert_decode
 from biruda.convert import encode as convert_encode
 from biruda.errors import PeerError
-from biruda.model import AttemptResult, EnvironmentReport, Facts, Recipe, Sample, StepResult, WorkerReport
+from biruda.model import AttemptResult, EnvironmentReport, Facts, KindReport, Recipe, Sample, StepResult, WorkerReport
 
 PROTOCOL = 1
 """Both ends of a link must name the same number in HELLO and WELCOME."""
@@ -71,6 +71,7 @@ class AttemptRecorded:
 
     job: int
     attempt: int
+    next_follows: bool = False  # to a worker: the sender counts it as idle, so it need not say that it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,7 @@ class AttemptReport:
     attempt: int
     started: bool
     ended: bool
+    source: str | None = None  # the digest, where the coordinator packed the source itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ class HostReport:
     version: str
     environments: tuple[EnvironmentReport, ...] = ()
     workers: tuple[WorkerReport, ...] = ()
+    kinds: tuple[KindReport, ...] = ()  # those that were looked at by now
     attempts: tuple[AttemptReport, ...] = ()
 
 
@@ -229,6 +232,9 @@ class WorkerHello:
     log_end: int = 0
     steps: tuple[StepResult, ...] = ()
     ended: bool = False
+    awaits_source: bool = False  # its source pack has not come as a whole
+    arch: str = ""  # what an injected worker was built for
+    boot_id: str = ""  # of the kernel that an injected worker runs on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

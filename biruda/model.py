@@ -18,6 +18,9 @@ class Kind(StrEnum):
     THREAD = "thread"
     PROCESS = "process"
     CHROOT = "chroot"
+    DOCKER = "docker"
+    QEMU = "qemu"
+    SSH = "ssh"
 
 
 class Outcome(StrEnum):
@@ -60,6 +63,11 @@ class Limits:
     pids: int | None = None
     cpus: float | None = None
     disk_bytes: int | None = None  # of the throw-away layer
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a worker that is there already has to be held to them."""
+        return any(value is not None for value in (self.memory_bytes, self.pids, self.cpus, self.disk_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +153,7 @@ class Facts:
     bits: int = 64
     emulated: bool = False
     evidence: tuple[str, ...] = ()
+    content: str = ""  # names what it was read from, where that is no directory: an image's digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +173,16 @@ class EnvironmentReport:
     slots: int | None = None  # None: as many as the host
     spares: int = 0
     emulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindReport:
+    """Whether a host can start workers of a kind: the result of a real self-test."""
+
+    kind: Kind
+    usable: bool
+    reason: str = ""  # why not, and the one thing that is missing; of a usable one what it does not give
+    measured_ms: float = 0.0  # from the request to the worker's hello
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

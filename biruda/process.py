@@ -99,10 +99,11 @@ def start(
     cwd: str,
     stdin: int,
     stdout: int,
+    stderr: int = subprocess.STDOUT,
     account: Account | None = None,
     umask: int = 0o022,
 ) -> Child:
-    """A running child, its stderr joined to stdout. argv[0] without a slash is looked for along env's PATH.
+    """A running child, its stderr joined to stdout where none is given. argv[0] without a slash is looked for in PATH.
 
     Raises OSError as exec and fork do, ValueError for what no argument or variable can be.
     """
@@ -113,7 +114,7 @@ def start(
         cwd=cwd,
         stdin=stdin,
         stdout=stdout,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         close_fds=True,
         start_new_session=True,
         restore_signals=True,

@@ -7,10 +7,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aiohttp import ClientWebSocketResponse
+    from ssl import SSLContext
+
+    from aiohttp import ClientSession, ClientWebSocketResponse
     from aiohttp.web import WebSocketResponse
 
 BUFFER_BYTES = 1 << 20
+MESSAGE_BYTES = 8 << 20
+"""More than a WebSocket message of ours ever has."""
 
 
 class MemoryTransport:
@@ -22,6 +26,15 @@ class MemoryTransport:
         self._ready = asyncio.Event()
         self._closed = False
         self._other: MemoryTransport | None = None
+
+    @property
+    def may_send_now(self) -> bool:
+        return not self._closed and self._other is not None and not self._other._closed
+
+    def send_now(self, data: bytes) -> None:
+        assert self._other is not None
+        self._other._incoming.append(data)
+        self._other._ready.set()
 
     async def send(self, data: bytes) -> None:
         other = self._other
@@ -103,6 +116,14 @@ class StreamTransport(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
+    @property
+    def may_send_now(self) -> bool:
+        return not self._ended and self._transport is not None and self._writable.is_set()
+
+    def send_now(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
     async def send(self, data: bytes) -> None:
         if self._ended or self._transport is None:
             raise ConnectionResetError(f"{self.peer} is gone")
@@ -131,12 +152,45 @@ class StreamTransport(asyncio.Protocol):
             self._transport.abort() if stalled else self._transport.close()
 
 
+async def open_websocket(
+    session: "ClientSession", url: str, *, context: "SSLContext", name: str | None = None, limit_s: float = 10.0
+) -> "ClientWebSocketResponse":
+    """A WebSocket over mutual TLS; ConnectionError says in words why there is none. name: that of the certificate."""
+    import aiohttp
+
+    from biruda.trust.tls import inner_error, words_of
+
+    try:
+        async with asyncio.timeout(limit_s):
+            return await session.ws_connect(
+                url, ssl=context, server_hostname=name, max_msg_size=MESSAGE_BYTES, compress=0
+            )
+    except TimeoutError:
+        raise ConnectionError(f"no answer within {limit_s:g} s") from None
+    except aiohttp.WSServerHandshakeError as error:
+        reason = error.headers.get("Biruda-Reason") if error.headers else None
+        raise ConnectionError(reason or f"it answers HTTP {error.status}") from None
+    except (aiohttp.ClientError, OSError) as error:
+        inner = inner_error(error)
+        if inner is not None:
+            raise ConnectionError(words_of(inner)) from None
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            raise ConnectionError("it closed the connection; its log says why") from None
+        refused = getattr(error, "os_error", error)
+        raise ConnectionError((getattr(refused, "strerror", None) or str(refused)).lower()) from None
+
+
 class WebSocketTransport:
     """An aiohttp WebSocket of either side; its messages are pieces of the byte stream."""
 
     def __init__(self, websocket: "WebSocketResponse | ClientWebSocketResponse", peer: str) -> None:
         self.peer = peer
         self._websocket = websocket
+
+    may_send_now = False  # aiohttp's frames are sent by a coroutine
+
+    def send_now(self, data: bytes) -> None:
+        raise AssertionError("a WebSocket is sent to with send()")
 
     async def send(self, data: bytes) -> None:
         try:

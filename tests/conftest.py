@@ -7,6 +7,7 @@ REAL = (
     "tests/coordinator/spawners/",
     "tests/worker/",
     "tests/cli/test_cli_daemon.py",
+    "tests/cli/test_cli_joining.py",
     "tests/cli/test_cli_run.py",
     "tests/cli/test_cli_terminal.py",
 )

@@ -243,7 +243,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 [master]
 listn = ":80"
 lease_s = true
-web = 1
+plain_links = 1
 [coordinater]
 slots = 1
 [[environment]]
@@ -253,7 +253,7 @@ root = "r"
 grace = 1
 [[environment]]
 name = "deb12"
-kind = "docker"
+kind = "boot"
 memory_bytes = "4G"
 [[environment]]
 name = "p"
@@ -269,12 +269,12 @@ steps = ["make", 3,
         "biruda.conf:1: key 'listen' stands outside of every section; it belongs in [master]",
         "biruda.conf:3: [master]: unknown key 'listn'; did you mean 'listen'?",
         '''biruda.conf:4: [master]: lease_s = true: must be seconds, a number or text such as "10 min"''',
-        "biruda.conf:5: [master]: web = 1: must be true or false",
+        "biruda.conf:5: [master]: plain_links = 1: must be true or false",
         "biruda.conf:6: unknown section 'coordinater'; did you mean [coordinator]?",
         """biruda.conf:12: [[environment]] "deb12": unknown key 'grace'; did you mean 'grace_s'?""",
         'biruda.conf:14: [[environment]] "deb12": there is already an environment of this name',
-        'biruda.conf:15: [[environment]] "deb12": kind = "docker": not in this version of biruda; '
-        "there are thread, process, chroot",
+        'biruda.conf:15: [[environment]] "deb12": kind = "boot": not in this version of biruda; '
+        "there are " + ", ".join(Kind),
         'biruda.conf:16: [[environment]] "deb12": memory_bytes = "4G": write "4 GiB"',
         'biruda.conf:19: [[environment]] "p": network = "bridge": a process shares the network of the host: "host"',
         """biruda.conf:23: [[worker]] "w": there is no environment 'deb21'; did you mean 'deb12'?""",
@@ -286,7 +286,8 @@ steps = ["make", 3,
 ENVIRONMENT = '[[environment]]\nname = "c"\n'
 CHROOT = f'{ENVIRONMENT}kind = "chroot"\n'
 OUTSIDE = 'must be relative to the work directory, without ".."'
-KIND_HINT = """kind = "chrot": must be one of "thread", "process", "chroot"; did you mean 'chroot'?"""
+KINDS = "one of " + ", ".join(f'"{kind}"' for kind in Kind)
+KIND_HINT = f"""kind = "chrot": must be {KINDS}; did you mean 'chroot'?"""
 SECONDS = 'must be seconds, a number or text such as "10 min"'
 
 
@@ -304,6 +305,12 @@ SECONDS = 'must be seconds, a number or text such as "10 min"'
         ('spool = "a\\u0000b"', 'spool = "a\\x00b": must not contain a NUL character'),
         ("spool = 2020-01-01", "spool = 2020-01-01: must be a path"),
         ("slots = 1", "unknown key 'slots'; it belongs in [coordinator]"),
+        (
+            'dial = ["10.0.0.7:7880", "x"]',
+            'item 2 of dial = "x": must be an address such as "127.0.0.1:7878", ":7878" or "[::1]:7878"',
+        ),
+        ('dial = [":7880"]', 'item 1 of dial = ":7880": must be "HOST:PORT"'),
+        ("certificate_s = 0", "certificate_s = 0: must be 1 or more"),
     ],
 )
 def test_what_is_said_about_the_master(line: str, problem: str) -> None:
@@ -313,10 +320,12 @@ def test_what_is_said_about_the_master(line: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('master = "farm:7878"', 'write "http://farm:7878"'),
-        ('master = "https://farm:7878"', 'https is not in this version of biruda; write "http://HOST:PORT"'),
-        ('master = "http://farm"', 'must be "http://HOST:PORT"'),
-        ('master = "ftp://farm:1"', 'must be "http://HOST:PORT"'),
+        ('master = "farm:7878"', 'write "https://farm:7878"'),
+        ('master = "http://farm"', 'must be "https://HOST:PORT" or "http://HOST:PORT"'),
+        ('master = "ftp://farm:1"', 'must be "https://HOST:PORT" or "http://HOST:PORT"'),
+        ('listen = ":7880"', 'must be an interface of this host and a port, such as "eth1:7880"'),
+        ('listen = "eth1"', 'must be an interface of this host and a port, such as "eth1:7880"'),
+        ('listen = "an-interface-too-long:1"', 'must be an interface of this host and a port, such as "eth1:7880"'),
         ('bridge_subnet = "10.87.0.9/24"', 'write "10.87.0.0/24"'),
         ('bridge_subnet = "10.0.0.0/30"', "must be between /8 and /29"),
         ('bridge_subnet = ""', "must be an IPv4 network"),
@@ -355,7 +364,9 @@ def test_a_name_can_be_a_directory_and_an_argument(name: str) -> None:
     ("text", "line", "problem"),
     [
         (CHROOT, 1, "missing key 'root': kind chroot needs the directory of a root tree"),
-        (f'{ENVIRONMENT}kind = "x"', 3, 'kind = "x": must be one of "thread", "process", "chroot"'),
+        (f'{ENVIRONMENT}kind = "x"', 3, f'kind = "x": must be {KINDS}'),
+        (f'{ENVIRONMENT}kind = "docker"', 1, "missing key 'image': kind docker needs the name of a container image"),
+        (f'{CHROOT}root = "/r"\nimage = "i"', 5, "image is only for kind docker; this is a chroot"),
         (f'{ENVIRONMENT}root = "/x"', 3, "root is only for kind chroot; this is a process"),
         (f'{ENVIRONMENT}arch = "x86_64"', 3, 'arch = "x86_64": write "amd64"'),
         (f'{ENVIRONMENT}env."A=B" = "1"', 3, '"A=B" cannot be the name of an environment variable'),
@@ -535,13 +546,13 @@ def test_a_built_environment_may_be_called_host(tmp_path: Path) -> None:
 
 def test_problems_of_all_files_are_said_together(tmp_path: Path) -> None:
     path = tmp_path / "biruda.conf"
-    path.write_text("[master]\nweb = 0\n")
+    path.write_text("[master]\nplain_links = 0\n")
     first = built(tmp_path, "a", 'kind = "chroot"\nname = "b"\n') / "environment.toml"
     second = built(tmp_path, "b", "slots = \n") / "environment.toml"
     with pytest.raises(ConfigError) as caught:
         load(path, home=tmp_path)
     assert str(caught.value).splitlines() == [
-        f"{path}:2: [master]: web = 0: must be true or false",
+        f"{path}:2: [master]: plain_links = 0: must be true or false",
         f"{first}: environment \"a\": missing key 'root': kind chroot needs the directory of a root tree",
         f'{first}:2: environment "a": name = "b": the directory is called "a"; leave the key out',
         f"{second}:1: not valid TOML: invalid value (column 9)",

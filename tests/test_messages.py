@@ -60,7 +60,9 @@ def test_the_form_is_a_json_object_whose_last_key_is_its_type(message: Any) -> N
 
 
 def test_the_bytes_of_a_message() -> None:
-    assert encode(AttemptRecorded(job=7, attempt=2)) == b'{"job":7,"attempt":2,"type":"AttemptRecorded"}'
+    assert encode(AttemptRecorded(job=7, attempt=2)) == (
+        b'{"job":7,"attempt":2,"next_follows":false,"type":"AttemptRecorded"}'
+    )
     said = StreamsWanted(job=1, attempt=1, streams=((0, 5), (1, 0)))
     assert encode(said) == b'{"job":1,"attempt":1,"streams":[[0,5],[1,0]],"type":"StreamsWanted"}'
     assert encode(Notice(text='Zürich "\n"')) == '{"text":"Zürich \\"\\n\\"","job":0,"type":"Notice"}'.encode()

@@ -49,6 +49,8 @@ class Settings:
         hint = "start it there with: biruda up, and see that [master] listen names this address"
         if not self.url:
             hint = f"start one with: biruda{f' --home {self.home_option}' if self.home_option else ''} up"
+            if (self.home / "credentials" / "joined.json").exists():
+                hint = "this host has joined another master's farm: ask there, or give its API with --url"
         return Client(self.address, token=self._token(), start_hint=escape(hint), timeout_s=timeout_s)
 
     def only_here(self, command: str) -> None:

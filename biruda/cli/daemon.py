@@ -11,13 +11,15 @@ from pathlib import Path
 
 import click
 
+from biruda import VERSION
 from biruda.cli.answers import Fields
 from biruda.cli.client import Client, as_json
 from biruda.cli.command import command, json_option, settings
+from biruda.cli.coordinating import Elsewhere, elsewhere
 from biruda.cli.jobview import job_of
 from biruda.cli.screen import out, tell
 from biruda.cli.text import ago, count, escape
-from biruda.errors import BirudaError, UserError
+from biruda.errors import BirudaError, UsageError, UserError
 
 _STOP_LIMIT_S = 120.0
 _PATIENT_AFTER_S = 5.0
@@ -50,7 +52,12 @@ def up(config: Path | None, foreground: bool) -> int:
 
     arguments = ["--config", str(config.absolute())] if config else []
     start_detached(options.home, ["--home", str(options.home), "up", "--foreground", *arguments])
-    _print_welcome(settings().client())
+    there = elsewhere(options.home, config)
+    if there is None:
+        _print_welcome(settings().client())
+    else:
+        out().line(f"biruda is up on {escape(there.host)}, pid {there.pid}")
+        _print_facts(_facts_of(there))
     return 0
 
 
@@ -78,6 +85,12 @@ def _serve(home: Path, path: Path | None, *, master: bool, coordinator: bool) ->
     with telling_who_waits():
         config = load(find_config(home, path), home=home)
         return serve(home, config, master=master, coordinator=coordinator)
+
+
+def _facts_of(there: Elsewhere) -> list[tuple[str, str]]:
+    home = settings().home
+    whose = f"the one at {there.master}; ask there for jobs" if there.master else "the one that dials this host"
+    return [("home", str(home)), ("master", whose), ("log", str(home / "log" / "daemon.log"))]
 
 
 def _print_welcome(client: Client) -> None:
@@ -116,6 +129,10 @@ def _print_facts(facts: Sequence[tuple[str, str]]) -> None:
 @json_option
 def status(json_wanted: bool) -> None:
     """Show this host's daemon: where it is, what it does, what is wrong."""
+    there = None if settings().url else elsewhere(settings().home)
+    if there is not None:
+        _print_elsewhere(there, json_wanted)
+        return
     answer = settings().client().get("status")
     if json_wanted:
         print(as_json(answer.raw))
@@ -139,6 +156,16 @@ def status(json_wanted: bool) -> None:
     )
     for warning in answer.texts("warnings"):
         screen.wrapped(f"{screen.sign('infra')} ", escape(warning))
+
+
+def _print_elsewhere(there: Elsewhere, json_wanted: bool) -> None:
+    if json_wanted:
+        print(as_json(there.as_json()))
+        return
+    out().line(
+        f"{out().sign('passed')} biruda {VERSION} on {escape(there.host)}, a coordinator of another master's farm"
+    )
+    _print_facts([("pids", f"coordinator {there.pid}"), *_facts_of(there)])
 
 
 def pids_of(answer: Fields) -> dict[str, int]:
@@ -167,6 +194,13 @@ def down(cancel: bool) -> int:
     """Stop this host's daemon. Jobs survive that: what runs goes on, what waits is kept."""
     options = settings()
     options.only_here("down")
+    there = elsewhere(options.home)
+    if there is not None:
+        if cancel:
+            raise UsageError("--cancel: the jobs here are another master's", hint="cancel them there, or leave it out")
+        _stop({there.pid})
+        out().line("biruda is down: what runs here goes on for its master until the next up, or its lease ends")
+        return 0
     client = options.client()
     answer = client.get("status")
     if cancel:

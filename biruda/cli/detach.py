@@ -95,7 +95,7 @@ def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     kept.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     if getattr(sys, "frozen", False):
-        return {**kept, "PYINSTALLER_RESET_ENVIRONMENT": "1"}  # it unpacks itself anew: our files go when we end
+        return kept
     package = Path(biruda.__file__).resolve().parent.parent
     paths = [str(package), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

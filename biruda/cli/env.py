@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+from click.core import ParameterSource
 
 from biruda.cli.answers import Fields
 from biruda.cli.client import Client, Refused, as_json, quote
@@ -94,8 +95,11 @@ def remove(name: str, host: str | None) -> None:
     """
     biruda env build bookworm --suite bookworm
     biruda env build old32 --suite bookworm --arch i386 --include gcc,make
+    biruda env build arm --suite bookworm --arch arm64 --emulate
     biruda env build centos6 --tarball ./centos6-rootfs.tar.xz
     biruda env build mine --directory /srv/chroot/mine
+    biruda env build box --image debian:12
+    biruda env build vm --kind qemu --suite bookworm
     """,
     short_help="Make an environment on this host.",
 )
@@ -107,9 +111,11 @@ def remove(name: str, host: str | None) -> None:
 @click.option("--mirror", metavar="URL", help="Where the suite's packages come from.")
 @click.option("--tarball", type=click.Path(path_type=Path), metavar="F", help="A root tree, packed.")
 @click.option("--directory", type=click.Path(path_type=Path), metavar="D", help="A root tree, copied.")
+@click.option("--emulate", is_flag=True, help="Have the kernel run a foreign --arch by qemu-user, until the next boot.")
 @click.option("--replace", is_flag=True, help="Instead of the one of that name that is there.")
 @click.option("--fresh", is_flag=True, help="Do not use what an earlier build of the same kept.")
-@click.option("--image", metavar="I", help="A container image; not in this version.")
+@click.option("--kernel", type=click.Path(path_type=Path), metavar="F", help="Of a machine.  [default: the suite's]")
+@click.option("--image", metavar="I", help="A container image by name, pulled where it is not there.")
 def build(
     name: str,
     kind: str,
@@ -119,26 +125,36 @@ def build(
     mirror: str | None,
     tarball: Path | None,
     directory: Path | None,
+    kernel: Path | None,
     image: str | None,
     replace: bool,
     fresh: bool,
+    emulate: bool,
 ) -> int:
     """Make an environment on this host, from packages or from a root tree, and register it here."""
     options = settings()
     options.only_here("env build")
+    if image is not None and _is_default("kind"):
+        kind = "docker"
     _check_source(kind, image, suite, tarball, directory)
     if suite is None and (packages or mirror):
         raise UsageError("--include and --mirror go with --suite: a root tree is taken as it is")
+    if kernel is not None and kind != "qemu":
+        raise UsageError("--kernel goes with --kind qemu: others run on this host's")
     from biruda.cli.detach import make_home
-    from biruda.config import proxies
+    from biruda.config import docker_socket, find_config, load, proxies
     from biruda.coordinator import envbuild
     from biruda.model import Kind
 
     make_home(options.home)
+    config = load(find_config(options.home, None), home=options.home)
     envbuild.build(
         options.home,
         name,
-        kind=Kind.CHROOT,
+        kind=Kind(kind),
+        kernel=kernel,
+        image=image,
+        docker=docker_socket(config.coordinator.docker_socket, os.environ),
         suite=suite,
         arch=arch,
         include=[package for given in packages for package in given.split(",") if package],
@@ -147,6 +163,7 @@ def build(
         mirror=mirror,
         replace=replace,
         fresh=fresh,
+        emulate=emulate,
         proxies=proxies(os.environ),
         progress=lambda text: err().line(f"biruda: {escape(text)}"),
     )
@@ -154,12 +171,17 @@ def build(
 
 
 def _check_source(kind: str, image: str | None, *sources: object) -> None:
-    if image is not None or kind == "docker":
-        raise UsageError("environments of kind docker are not in this version", hint="--tarball takes a root tree")
-    if kind != "chroot":
-        raise UsageError(f"env build makes environments of kind chroot, not {escape(kind)}")
-    if sum(source is not None for source in sources) != 1:
-        raise UsageError("give one of --suite, --tarball and --directory", hint="biruda env build --help")
+    if kind not in ("chroot", "docker", "qemu"):
+        raise UsageError(f"env build makes environments of kind chroot, docker and qemu, not {escape(kind)}")
+    if image is not None and kind != "docker":
+        raise UsageError(f"--image goes with --kind docker, not {escape(kind)}")
+    if sum(source is not None for source in (image, *sources)) != 1:
+        more = ", --directory and --image" if kind == "docker" else " and --directory"
+        raise UsageError(f"give one of --suite, --tarball{more}", hint="biruda env build --help")
+
+
+def _is_default(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
 
 
 def _register(client: Client, name: str) -> int:

@@ -52,6 +52,8 @@ def show_farm(screen: Screen, client: Client, now_s: float) -> None:
         [_coordinator(screen, item, now_s) for item in coordinators],
         flexible=(0,),
     )
+    for item in coordinators:
+        _show_kinds(screen, item, many=len(coordinators) > 1)
     screen.line()
     show_environments(screen, environments)
     if workers:
@@ -61,6 +63,21 @@ def show_farm(screen: Screen, client: Client, now_s: float) -> None:
             [_worker(screen, item) for item in workers],
             flexible=(0, 3, 2),
         )
+
+
+def _show_kinds(screen: Screen, coordinator: Fields, *, many: bool) -> None:
+    """Which kinds of environment a host can have, and what is missing for the others."""
+    kinds = coordinator.parts("kinds")
+    if not kinds:
+        return
+    host = f" on {escape(coordinator.text('host'))}" if many else ""
+    works = ", ".join(item.text("kind") for item in kinds if item.truth("usable")) or "none"
+    screen.wrapped(f"kinds that work{host}: ", works)
+    for item in kinds:
+        reason = escape(item.text("reason"))
+        if reason:
+            sign = screen.sign("infra" if item.truth("usable") else "environment")
+            screen.wrapped(f"{sign} {item.text('kind')}: ", reason)
 
 
 def show_environments(screen: Screen, environments: list[Fields]) -> None:
@@ -76,7 +93,7 @@ def show_environments(screen: Screen, environments: list[Fields]) -> None:
                 environment_state(screen, item),
                 slots_text(item),
                 item.text("kind"),
-                item.text("arch"),
+                item.text("arch") + ", emulated" * item.truth("emulated"),
                 item.text("platform"),
                 item.text("host"),
             ]

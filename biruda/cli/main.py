@@ -32,6 +32,11 @@ COMMANDS = {
     "why": ("jobs", "Say why a job waits."),
     "farm": ("farm", "Show coordinators, environments and workers."),
     "env": ("env", "Show, test, build and remove environments."),
+    "token": ("joining", "Make a token with which another host joins."),
+    "join": ("joining", "Make this host one of another master's farm."),
+    "deploy": ("deploy", "Bring in another host by ssh, or take biruda off it."),
+    "hosts": ("joining", "Show the hosts that have joined, and their certificates."),
+    "revoke": ("joining", "Let a host in no more."),
     "completion": ("completion", "Print a shell's completion script."),
 }
 """Command -> (module below biruda.cli, what it does)."""
@@ -117,6 +122,14 @@ def _module(name: str) -> ModuleType:
             from biruda.cli import env
 
             return env
+        case "joining":
+            from biruda.cli import joining
+
+            return joining
+        case "deploy":
+            from biruda.cli import deploy
+
+            return deploy
         case "completion":
             from biruda.cli import completion
 

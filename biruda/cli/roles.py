@@ -13,29 +13,30 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biruda.config import Config
-from biruda.errors import BirudaError, ConfigError, NoMaster, PeerError, UserError
-from biruda.link import Transport
-from biruda.transports import MemoryTransport, WebSocketTransport, memory_pair
+from biruda.cli.dialling import dialler
+from biruda.config import Config, docker_socket
+from biruda.coordinator.credentials import Credentials
+from biruda.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    import aiohttp
-
-    from biruda.coordinator.service import Coordinator, Dial
+    from biruda.coordinator.service import Coordinator
     from biruda.master.service import Master
 
 log = logging.getLogger("biruda")
 
-CONNECT_S = 10.0
 READY_S = 30.0
 GC_OBJECTS = 10_000
 
 
 def serve(home: Path, config: Config, *, master: bool, coordinator: bool) -> int:
     """Run the roles in the foreground until SIGTERM or SIGINT. Raises BirudaError when they cannot start."""
+    config = as_joined(home, config)
+    if coordinator and works_elsewhere(config):
+        master = False  # `up` on a host of another master's farm
     os.umask(0o077)  # a fresh process of its own: nothing shares it yet
     _make_home(home)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -82,7 +83,7 @@ def _only_one(home: Path, role: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _kept_secret(path: Path, size_bytes: int) -> str:
+def kept_secret(path: Path, size_bytes: int) -> str:
     """A random text that is made once and kept, readable by this user alone."""
     with contextlib.suppress(FileNotFoundError):
         text = path.read_text("ascii").strip()
@@ -137,6 +138,20 @@ def _say_ready() -> None:
             os.close(int(fd))
 
 
+def as_joined(home: Path, config: Config) -> Config:
+    """The configuration with what `biruda join` has left, where the file does not say otherwise."""
+    settings, joined = config.coordinator, Credentials(home).joined()
+    if joined is None or (settings.master and not settings.master.startswith("https://")):
+        return config
+    settings = replace(settings, master=settings.master or joined.url, host=settings.host or joined.host)
+    return replace(config, coordinator=settings)
+
+
+def works_elsewhere(config: Config) -> bool:
+    """Whether the coordinator has a master that is not this home's."""
+    return bool(config.coordinator.master) or config.coordinator.listen is not None
+
+
 def host_name(config: Config) -> str:
     """What this host is called in the farm."""
     return config.coordinator.host or socket.gethostname() or "localhost"
@@ -145,6 +160,7 @@ def host_name(config: Config) -> str:
 @asynccontextmanager
 async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["Master"]:
     from biruda.master import api
+    from biruda.master.linking import linking
     from biruda.master.service import Master
     from biruda.master.sources import Sources
     from biruda.master.spool import Spool
@@ -155,7 +171,7 @@ async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["
     try:
         spool = Spool(Path(settings.spool) if settings.spool else home / "spool")
         sources = Sources(home / "sources", settings.source_cache_bytes)
-        master = Master(store, spool, lease_s=settings.lease_s, sources=sources)
+        master = Master(store, spool, lease_s=settings.lease_s, sources=sources, infra_retries=settings.infra_retries)
         listen = (settings.listen.host, settings.listen.port) if settings.listen else None
         about = api.About(
             home=home,
@@ -163,8 +179,12 @@ async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["
             started_s=time.time(),
             pids={"master": os.getpid()} | ({} if alone else {"coordinator": os.getpid()}),
         )
-        app = api.application(master, about, _kept_secret(home / "token", 32))
-        async with master.running(), api.serving(app, home / "master.sock", listen):
+        app = api.application(master, about, kept_secret(home / "token", 32))
+        async with (
+            master.running(),
+            linking(home, settings, host_name(config), master, app),
+            api.serving(app, home / "master.sock", listen),
+        ):
             yield master
     finally:
         store.close()
@@ -176,7 +196,7 @@ async def _coordinator(home: Path, config: Config, master: "Master | None") -> A
     from biruda.coordinator.spawners import SPAWNERS
     from biruda.coordinator.spawners.host import open_host
 
-    instance = _kept_secret(home / "instance", 8)
+    instance = kept_secret(home / "instance", 8)
     async with AsyncExitStack() as stack:
         settings = config.coordinator
         means = await stack.enter_async_context(
@@ -184,73 +204,13 @@ async def _coordinator(home: Path, config: Config, master: "Master | None") -> A
                 instance,
                 cgroup=settings.cgroup,
                 bridge_subnet=settings.bridge_subnet,
+                room_bytes=settings.outbox_bytes,
+                docker_socket=docker_socket(settings.docker_socket, os.environ),
+                cache=home / "coordinator" / "cache",
                 errors=os.fspath(home / "log" / "workers.log"),
             )
         )
         spawners = {kind: make(means) for kind, make in SPAWNERS.items()}
-        dial = await stack.enter_async_context(_dialler(home, config, master))
+        dial = await stack.enter_async_context(dialler(home, config, host_name(config), master))
         coordinator = Coordinator(home, config, host_name(config), spawners, instance)
         yield await stack.enter_async_context(coordinator.running(dial))
-
-
-@asynccontextmanager
-async def _dialler(home: Path, config: Config, master: "Master | None") -> AsyncIterator["Dial"]:
-    """How this coordinator reaches its master: within the process, through the home's socket, or over TCP."""
-    async with AsyncExitStack() as stack:
-        if master is not None and not config.coordinator.master:
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            served = master
-
-            async def dial_here() -> Transport:
-                mine, theirs = memory_pair("the coordinator", "the master")
-                tasks.create_task(_serve_here(served, theirs), name="link within the process")
-                return mine
-
-            yield dial_here
-            return
-        import aiohttp
-
-        url, headers, connector = _address(home, config)
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-
-        async def dial_there() -> Transport:
-            async with asyncio.timeout(CONNECT_S):
-                try:
-                    websocket = await session.ws_connect(
-                        f"{url}/api/v1/link", headers=headers, max_msg_size=8 << 20, compress=0
-                    )
-                except aiohttp.WSServerHandshakeError as error:
-                    said = "the token is not the master's" if error.status == 401 else f"HTTP {error.status}"
-                    raise PeerError(
-                        f"{url}: {said}", hint="[coordinator] token_file names the master's token"
-                    ) from None
-                except aiohttp.ClientError as error:
-                    raise NoMaster(f"no master answers at {config.coordinator.master or home}: {error}") from None
-            return WebSocketTransport(websocket, config.coordinator.master or "this home's socket")
-
-        yield dial_there
-
-
-async def _serve_here(master: "Master", transport: MemoryTransport) -> None:
-    try:
-        await master.hosts.serve(transport)
-    except* (BirudaError, ConnectionError) as group:
-        for error in group.exceptions:
-            log.warning("%s", error)
-
-
-def _address(home: Path, config: Config) -> "tuple[str, dict[str, str], aiohttp.BaseConnector]":
-    import aiohttp
-
-    url = config.coordinator.master.rstrip("/")
-    if not url:
-        directory = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # a Unix address holds 107 bytes only
-        return "http://biruda", {}, aiohttp.UnixConnector(f"/proc/self/fd/{directory}/master.sock")
-    path = config.coordinator.token_file or os.fspath(home / "token")
-    try:
-        token = Path(path).read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"[coordinator] token_file: {path} cannot be read: {error}", hint="copy HOME/token of the master there"
-        ) from error
-    return url, {"Authorization": f"Bearer {token}"}, aiohttp.TCPConnector()

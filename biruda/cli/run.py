@@ -61,10 +61,8 @@ submitted: 1 refused, 2 usage, 3 no master reachable.
 @click.option(
     "--retries",
     type=click.IntRange(0, 100),
-    default=2,
-    show_default=True,
     metavar="N",
-    help="How often to run it again when the farm failed.",
+    help="How often to run it again when the farm failed.  [default: as the master is configured]",
 )
 @click.option("--priority", type=int, default=0, show_default=True, metavar="N", help="Higher comes first.")
 @click.option("--queue", is_flag=True, help="Wait for an environment that nobody knows yet.")
@@ -87,7 +85,7 @@ def run(
     lines: tuple[str, ...],
     argv: tuple[str, ...],
     name: str,
-    retries: int,
+    retries: int | None,
     priority: int,
     queue: bool,
     detach: bool,

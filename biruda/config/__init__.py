@@ -4,11 +4,12 @@
 a worker is told, `docs_table` writes the reference. The keys are in schema.py.
 """
 
-from biruda.config.home import find_config, home_directory, proxies
+from biruda.config.home import docker_socket, find_config, home_directory, proxies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from biruda.config.public import (
+        Accel,
         Address,
         Bind,
         Config,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Accel",
     "Address",
     "Bind",
     "Config",
@@ -36,6 +38,7 @@ __all__ = [
     "Master",
     "Network",
     "Worker",
+    "docker_socket",
     "docs_table",
     "expand",
     "expand_text",

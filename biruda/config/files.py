@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 _LARGEST_FILE: Final = 4 * 1024**2
 _CHROOT_ONLY: Final = ("root", "binds", "hostname")
+_QEMU_ONLY: Final = ("kernel", "modules", "machine")
+_QEMU_NETWORKS: Final = (None, Network.NONE, Network.USER, Network.BRIDGE)
+_SSH_ONLY: Final = ("host", "identity", "known_hosts", "ssh_options", "cache")
 
 
 def load(path: Path | None, *, home: Path | None = None, extra: Sequence[Path] = ()) -> Config:
@@ -200,18 +203,58 @@ def _add_environment(table: dict[str, Any], spot: Spot, environments: _Environme
 def _check_kind(values: Mapping[str, Any], spot: Spot) -> None:
     """What only one kind of environment needs or may have."""
     kind = values.get("kind")
-    if kind is Kind.CHROOT:
+    if kind is Kind.SSH and values.get("host") == "":
+        spot.key("host").bad("missing key 'host': kind ssh needs [user@]name[:port]")
+    for name in _SSH_ONLY if kind is not None and kind is not Kind.SSH else ():
+        if values.get(name):
+            spot.key(name).bad(f"{name} is only for kind ssh; this is a {kind}")
+    for name in _QEMU_ONLY if kind is not None and kind is not Kind.QEMU else ():
+        if values.get(name):
+            spot.key(name).bad(f"{name} is only for kind qemu; this is a {kind}")
+    if values.get("image") and kind not in (None, Kind.DOCKER):
+        spot.key("image").bad(f"image is only for kind docker; this is a {kind}")
+    if kind is Kind.QEMU:
+        _check_machine(values, spot)
+    elif kind is Kind.DOCKER:
+        _check_container(values, spot)
+    elif kind is Kind.CHROOT:
+        if values.get("network") is Network.USER:
+            spot.key("network").bad_value("user", 'only a machine of kind qemu has that: "none", "bridge" or "host"')
         if values.get("root") == "":
             spot.key("root").bad("missing key 'root': kind chroot needs the directory of a root tree")
-        inside = [bind.inside for bind in values.get("binds", ())]
-        if len(set(inside)) < len(inside):
-            spot.key("binds").bad("binds: two of them have the same path inside")
+        _check_binds(values, spot)
     elif kind is not None:
         for name in _CHROOT_ONLY:
             if values.get(name):
                 spot.key(name).bad(f"{name} is only for kind chroot; this is a {kind}")
         if values.get("network") not in (None, Network.HOST):
             spot.key("network").bad_value(str(values["network"]), f'a {kind} shares the network of the host: "host"')
+
+
+def _check_binds(values: Mapping[str, Any], spot: Spot) -> None:
+    inside = [bind.inside for bind in values.get("binds", ())]
+    if len(set(inside)) < len(inside):
+        spot.key("binds").bad("binds: two of them have the same path inside")
+
+
+def _check_container(values: Mapping[str, Any], spot: Spot) -> None:
+    if values.get("image") == "":
+        spot.key("image").bad("missing key 'image': kind docker needs the name of a container image")
+    if values.get("root"):
+        spot.key("root").bad("root is not for kind docker: the image is its root")
+    if values.get("network") is Network.USER:
+        spot.key("network").bad_value("user", 'only a machine of kind qemu has that: "none", "bridge" or "host"')
+    _check_binds(values, spot)
+
+
+def _check_machine(values: Mapping[str, Any], spot: Spot) -> None:
+    for name, what in (("root", "the image of a root file system"), ("kernel", "the file of a kernel")):
+        if values.get(name) == "":
+            spot.key(name).bad(f"missing key '{name}': kind qemu needs {what}")
+    if values.get("binds"):
+        spot.key("binds").bad("binds is only for kind chroot; this is a qemu")
+    if values.get("network") not in _QEMU_NETWORKS:
+        spot.key("network").bad_value("host", 'a machine has a network of its own: "none", "user" or "bridge"')
 
 
 def _add_built(path: Path, text: str, problems: Problems, environments: _Environments) -> None:

@@ -9,6 +9,7 @@ from biruda.errors import ConfigError
 
 _SYSTEM_HOME: Final = Path("/var/lib/biruda")
 _SYSTEM_CONFIG: Final = Path("/etc/biruda/biruda.conf")
+_DOCKER_SOCKET: Final = "/var/run/docker.sock"
 _PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -46,6 +47,11 @@ def find_config(home: Path, explicit: str | Path | None, *, system: Path = _SYST
         return home / "biruda.conf"
     # an administrator may keep the system's file from other users, whose daemons then have nothing to do with it
     return system if os.access(system, os.R_OK) else None
+
+
+def docker_socket(chosen: str, environ: Mapping[str, str]) -> str:
+    """Where Docker's daemon listens: the configured socket, else $DOCKER_HOST, else the usual one."""
+    return chosen or environ.get("DOCKER_HOST", "") or _DOCKER_SOCKET
 
 
 def proxies(environ: Mapping[str, str]) -> dict[str, str]:

@@ -70,7 +70,9 @@ def _written(default: Any, form: Form) -> str:
         return str(default).lower()
     if isinstance(default, tuple):
         return "[]"
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    if isinstance(default, float) and not default.is_integer():
+        return f"{default:g}"
+    return f"{default:.0f}" if isinstance(default, float) else str(default)
 
 
 def read_values(

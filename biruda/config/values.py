@@ -9,7 +9,12 @@ from biruda.config.forms import STRING, Bounds, Form, enum_form, list_of, matchi
 from biruda.config.problems import BAD, Spot, choice
 from biruda.model import Kind
 
-_LATER_KINDS: Final = ("docker", "qemu", "boot", "ssh")
+_LATER_KINDS: Final = ("boot",)
+_SSH_HOST: Final = re.compile(
+    r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?)@)?(?P<host>\[[0-9A-Fa-f:.%A-Za-z0-9]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)"
+    r"(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
 
 
 class Network(StrEnum):
@@ -17,7 +22,16 @@ class Network(StrEnum):
 
     NONE = "none"  # a network namespace of its own with only lo
     BRIDGE = "bridge"  # an address on the coordinator's bridge
+    USER = "user"  # a machine of kind qemu: what the daemon's user reaches, translated by qemu
     HOST = "host"  # the host's own network
+
+
+class Accel(StrEnum):
+    """What a virtual machine's processor is."""
+
+    AUTO = "auto"  # the host's own where that passed a test, else emulated
+    KVM = "kvm"
+    TCG = "tcg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +83,44 @@ def _address(text: str) -> Address:
 
 def _master_url(text: str) -> str:
     scheme, separator, rest = text.rstrip("/").rpartition("://")
-    if scheme == "https":
-        refuse('https is not in this version of biruda; write "http://HOST:PORT"')
     address = parse_address(rest)
-    if address is None or not address.host or not address.port:
-        refuse('must be "http://HOST:PORT"')
+    if address is None or not address.host or not address.port or (separator and scheme not in ("http", "https")):
+        refuse('must be "https://HOST:PORT" or "http://HOST:PORT"')
     if not separator:
-        refuse(f'write "http://{rest}"')
-    return f"http://{address}" if scheme == "http" else refuse('must be "http://HOST:PORT"')
+        refuse(f'write "https://{rest}"')
+    return f"{scheme}://{address}"
+
+
+def _interface(text: str) -> Address:
+    name, _, port = text.rpartition(":")
+    address = parse_address(f":{port}")
+    if address is None or not re.fullmatch(r"[^/\s:]{1,15}", name):
+        refuse('must be an interface of this host and a port, such as "eth1:7880"')
+    return Address(name, address.port)
+
+
+def _peer_address(text: str) -> Address:
+    address = _address(text)
+    return address if address.host and address.port else refuse('must be "HOST:PORT"')
+
+
+def parse_ssh_host(text: str) -> tuple[str, str, int] | None:
+    """(user, host, port) of [USER@]HOST[:PORT], "" and 0 where they are left out; None where it is none."""
+    match = _SSH_HOST.fullmatch(text)
+    if match is None or int(match["port"] or 0) > 65535:
+        return None
+    host = match["host"]
+    if host.startswith("[") and not _is_ipv6(host[1:-1].partition("%")[0]):
+        return None
+    return match["user"] or "", host.strip("[]"), int(match["port"] or 0)
+
+
+def _ssh_host(text: str) -> str:
+    return text if parse_ssh_host(text) else refuse('must be a host such as "ci@beech" or "10.0.0.7:2222"')
+
+
+def _ssh_option(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9]+=[^\x00-\x1f]+", text) else refuse('must be such as "Compression=yes"')
 
 
 def _subnet(text: str) -> str:
@@ -148,11 +192,18 @@ PLATFORM: Final = matching('a platform such as "debian12" or "alpine3.19.1"', r"
 HOST: Final = matching("a host name", r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 USER: Final = matching("a user name or number", r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
 ADDRESS: Final = text_form("an address", _address, empty=None)
+INTERFACE: Final = text_form("an interface and a port", _interface, empty=None)
+PEERS: Final = list_of(required(text_form("the address of a coordinator", _peer_address)), 'a list of "HOST:PORT"')
+IMAGE: Final = matching('an image such as "debian:12"', r"[A-Za-z0-9](?:[A-Za-z0-9._/:@-]{0,253}[A-Za-z0-9])?")
 MASTER_URL: Final = text_form("the address of a master", _master_url)
+SSH_HOST: Final = text_form("a host that ssh reaches", _ssh_host)
+SSH_OPTIONS: Final = list_of(required(text_form("an option of ssh", _ssh_option)), 'a list of "KEY=VALUE"')
 SUBNET: Final = required(text_form("an IPv4 network", _subnet))
 CGROUP: Final = required(text_form('"auto", "off" or a path', _cgroup))
 KIND: Final = required(text_form("one of " + ", ".join(f'"{kind}"' for kind in Kind), _kind))
 NETWORK: Final = enum_form(Network)
+MACHINE: Final = matching('a machine such as "pc"', r"[a-z0-9][a-z0-9.-]{0,31}")
+ACCEL: Final = enum_form(Accel)
 RELATIVE: Final = text_form("a relative path", _relative)
 DIRECTORY: Final = Form("a path", _directory)
 PATTERNS: Final = list_of(required(RELATIVE), "a list of file patterns")

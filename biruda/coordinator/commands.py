@@ -2,18 +2,21 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biruda.config import find_config, load
+from biruda.config import docker_socket, find_config, load
 from biruda.coordinator import envbuild
 from biruda.coordinator.attempts import Attempt
 from biruda.coordinator.environments import EnvironmentState
 from biruda.coordinator.ledger import Entry
 from biruda.coordinator.outbox import log_info
 from biruda.coordinator.pool import facts_inside
+from biruda.coordinator.spawners.protocol import Warming
 from biruda.errors import EnvironmentFault, UserError
 from biruda.model import Outcome
 
@@ -28,7 +31,7 @@ async def adopt(host: "Coordinator") -> None:
     for ended in host.ledger.results.values():
         attempt = Attempt(job=ended.job, attempt=ended.attempt, environment="", lease_s=0, result=ended.result)
         attempt.log_path = host.outbox.log(ended.job, ended.attempt)
-        attempt.log_bytes = attempt.log_size()
+        attempt.log_bytes = ended.result.log.bytes  # as promised: that the file has less is seen where it ends
         attempt.sent_bytes = None
         attempt.started_s = ended.result.started_s
         host.attempts[attempt.key] = attempt
@@ -50,6 +53,7 @@ async def _adopt_worker(host: "Coordinator", entry: Entry) -> None:
         lease_s=given.lease_s,
         worker=entry.place.worker,
         started_s=given.started_s,
+        source=given.source,
         sent_bytes=None,
     )
     room = f"{entry.place.directory}/log"
@@ -58,7 +62,7 @@ async def _adopt_worker(host: "Coordinator", entry: Entry) -> None:
     host.attempts[attempt.key] = attempt
     worker = await host.pool.adopt(entry.place, attempt.key, given.lease_s)
     if worker is not None:
-        host.runner.hold_slot(attempt.key)
+        host.runner.slots.hold(attempt.key)
         log.info("job=%d attempt=%d goes on: its worker was found again", given.job, given.attempt)
         return
     await _forget_process(host, entry)
@@ -86,25 +90,43 @@ async def _forget(host: "Coordinator", entry: Entry) -> None:
         log.error("worker=%s of an earlier run cannot be cleaned away: %s", entry.place.worker, error)
 
 
-async def look_at(host: "Coordinator", state: EnvironmentState) -> None:
-    """Find out what an environment is and whether a worker can be had in it; never raises for that."""
+async def look_at(host: "Coordinator", state: EnvironmentState, *, anew: bool = False) -> None:
+    """Find out what an environment is and whether a worker can be had in it; never raises for that.
+
+    anew: the kind is tested again too.
+    """
+    before = state.problem
     try:
-        async with host.testing:
-            capability = await state.spawner.probe()
+        capability = await host.kinds.capability(state.config.kind, anew=anew)
         if not capability.usable:
             raise EnvironmentFault(f"{state.config.kind} does not work on this host: {capability.reason}")
         state.static = await state.spawner.prepare(state.config)
-        facts = await asyncio.to_thread(host.cache.find, state.config)
+        facts = await asyncio.to_thread(host.cache.find, state.config, state.static)
         if facts is None:
             facts, worker = await facts_inside(host.pool, state)
-            await asyncio.to_thread(host.cache.keep, state.config, facts)
+            await asyncio.to_thread(host.cache.keep, state.config, facts, state.static)
             state.idle.append(worker.id)
+        if state.static.emulated:  # from inside a machine that is emulated as a whole, nothing tells
+            facts = replace(facts, emulated=True)
         state.facts, state.problem = facts, ""
-        host.pool.refill(state)
+        if isinstance(state.spawner, Warming):
+            host.start_task(_warm(host, state, state.spawner), f"warming {state.config.name}")
+        else:
+            host.pool.refill(state)
     except EnvironmentFault as error:
         state.facts = None
         state.fail(error)
-        log.warning("environment=%s cannot be used: %s", state.config.name, state.problem)
+        if state.problem != before:
+            log.warning("environment=%s cannot be used: %s", state.config.name, state.problem)
+
+
+async def _warm(host: "Coordinator", state: EnvironmentState, spawner: Warming) -> None:
+    """Make its spawns faster, and its spares then. What was learned stands beside what it is."""
+    notes = await spawner.warm(state.config)
+    if host.environments.get(state.config.name) is state and state.usable and state.static is not None:
+        state.static = replace(state.static, evidence=(*state.static.evidence, *notes))
+        host.report()
+        host.pool.refill(state)
 
 
 async def obey(host: "Coordinator", action: str, name: str) -> None:
@@ -118,7 +140,7 @@ async def obey(host: "Coordinator", action: str, name: str) -> None:
     if action == "probe":
         host.cache.drop(name)
         await _end_idle(host, state)
-        await look_at(host, state)
+        await look_at(host, state, anew=True)
     elif action == "remove":
         await _remove(host, state)
     else:
@@ -143,9 +165,12 @@ async def _remove(host: "Coordinator", state: EnvironmentState) -> None:
             f"jobs run in {name} on {host.host}", hint=f"cancel them, or wait; biruda env show {name} lists them"
         )
     await _end_idle(host, state)
-    await asyncio.to_thread(envbuild.remove, host.home, name)
+    image = await asyncio.to_thread(envbuild.remove, host.home, name)
     host.cache.drop(name)
     await _reload(host)
+    if image:  # now that no spare is made of it any more
+        docker = docker_socket(host.config.coordinator.docker_socket, os.environ)
+        await asyncio.to_thread(envbuild.remove_image, docker, image)
 
 
 async def _end_idle(host: "Coordinator", state: EnvironmentState) -> None:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import orjson
 
@@ -14,6 +15,8 @@ from biruda.coordinator.spawners.protocol import Spawner
 from biruda.errors import EnvironmentFault
 from biruda.model import EnvironmentReport, Facts, Kind, WorkerReport
 
+LOOKING: Final = "it is being looked at"
+
 
 @dataclass(slots=True)
 class EnvironmentState:
@@ -24,13 +27,19 @@ class EnvironmentState:
     host_facts: Facts
     facts: Facts | None = None
     static: Facts | None = None
-    problem: str = "it is being looked at"
+    problem: str = LOOKING
     idle: list[str] = field(default_factory=list)  # workers that wait for an attempt
     coming: int = 0  # spares that are being made
+    dropped: bool = False  # it is not in the configuration any more, or another is in its place
 
     @property
     def usable(self) -> bool:
-        return self.facts is not None and not self.problem
+        return self.facts is not None and not self.problem and not self.dropped
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was looked at, and cannot be used."""
+        return bool(self.problem) and self.problem != LOOKING
 
     @property
     def arch(self) -> str:
@@ -43,6 +52,13 @@ class EnvironmentState:
     def fail(self, error: EnvironmentFault) -> None:
         """It cannot be used, for this reason."""
         self.problem = f"{error}; {error.hint}" if error.hint else str(error)
+
+    @property
+    def _evidence(self) -> tuple[str, ...]:
+        facts, static = self.facts or self.static, self.static
+        if facts is None or static is None or facts is static or not static.content:
+            return facts.evidence if facts is not None else ()
+        return (*static.evidence, *facts.evidence)
 
     def report(self) -> EnvironmentReport:
         facts = self.facts or self.static
@@ -58,7 +74,7 @@ class EnvironmentState:
             usable=self.usable,
             problem=self.problem,
             warnings=tuple(guessenv.compare(declared, guessed)) if facts else (),
-            evidence=facts.evidence if facts else (),
+            evidence=self._evidence,
             declared=declared,
             guessed=guessed,
             slots=self.config.slots or None,
@@ -74,25 +90,32 @@ class FactsCache:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def _key(self, config: Environment) -> str:
+    def _key(self, config: Environment, static: Facts | None) -> str:
+        if static is not None and static.content:
+            return f"{config.kind.value} {static.content}"
         root = config.root if config.kind is Kind.CHROOT else "/"
         return f"{config.kind.value} {root} {guessenv.fingerprint(root)}"
 
-    def find(self, config: Environment) -> Facts | None:
-        """What the environment said of itself when it was last asked, if it is still the same. Blocking."""
+    def find(self, config: Environment, static: Facts | None = None) -> Facts | None:
+        """What the environment said of itself when it was last asked, if it is still the same. Blocking.
+
+        static: what looking at it has just told.
+        """
+        if config.kind is Kind.SSH:  # it may be another machine by now
+            return None
         try:
             stored = orjson.loads((self._directory / f"{config.name}.json").read_bytes())
-            if stored["key"] == self._key(config):
+            if stored["key"] == self._key(config, static):
                 return decode(Facts, stored["facts"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
 
-    def keep(self, config: Environment, facts: Facts) -> None:
+    def keep(self, config: Environment, facts: Facts, static: Facts | None = None) -> None:
         """Remember an answer. Blocking."""
         path = self._directory / f"{config.name}.json"
         temporary = path.with_suffix(".new")
-        temporary.write_bytes(orjson.dumps({"key": self._key(config), "facts": facts}))
+        temporary.write_bytes(orjson.dumps({"key": self._key(config, static), "facts": facts}))
         temporary.replace(path)
 
     def drop(self, name: str) -> None:

@@ -26,6 +26,7 @@ class Given:
     attempt: int
     lease_s: float
     started_s: float
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

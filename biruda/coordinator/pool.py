@@ -3,18 +3,17 @@
 import asyncio
 import itertools
 import logging
-import os
 import secrets
-import socket
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from biruda.coordinator.environments import EnvironmentState
 from biruda.coordinator.ledger import Given, Ledger
-from biruda.coordinator.spawners.protocol import Place, Spawner
-from biruda.coordinator.workers import HELLO_S, TakeData, TakeMessage, Worker, connect, open_pidfd, serve
-from biruda.errors import EnvironmentFault
+from biruda.coordinator.spawners.protocol import Place, Spawned, Spawner
+from biruda.coordinator.workers import HELLO_S, TakeData, TakeMessage, Worker, hang_up, serve
+from biruda.errors import EnvironmentFault, Unreachable
 from biruda.model import Facts, Kind
 
 log = logging.getLogger("biruda.coordinator")
@@ -35,6 +34,7 @@ class Pool:
         take: TakeMessage,
         take_data: TakeData,
         ended: Callable[[Worker], None],
+        failed: Callable[[str, EnvironmentFault], None],
     ) -> None:
         self._directory = directory
         self._ledger = ledger
@@ -45,16 +45,19 @@ class Pool:
         self._take = take
         self._take_data = take_data
         self._ended = ended
+        self._failed = failed
         self._numbers = itertools.count(1)
-        self._prefix = f"{int(time.time()):x}"
+        self._prefix = secrets.token_hex(4)  # not the time: another process may have begun in the same second
         self._closing = False
         self._back = asyncio.Event()  # a worker came back, or will not
         self.workers: dict[str, Worker] = {}
+        self._uncleaned: dict[str, Place] = {}  # dead, but what they were made by does not answer now
 
     async def spawn(self, state: EnvironmentState, *, guess: bool = False) -> Worker:
         """A worker that has said hello. Raises EnvironmentFault; then nothing of it is left."""
         worker_id = f"{self._prefix}-{next(self._numbers):x}"
         place = state.spawner.plan(state.config, worker_id, secrets.token_hex(8), self._directory / worker_id)
+        place = replace(place, permanent=state.config.permanent)
         self._ledger.planned(place)
         try:
             facts = state.static or state.host_facts
@@ -64,11 +67,14 @@ class Pool:
             raise
         self._ledger.spawned(spawned.place)
         worker = Worker(spawned.place, state.config.name)
+        worker.hold(IDLE_LEASE_S)
         self.workers[worker_id] = worker
-        self._tasks.create_task(
-            self._serve(worker, spawned.connection, spawned.pidfd, IDLE_LEASE_S), name=f"worker {worker_id}"
-        )
-        await self._greet(worker)
+        self._tasks.create_task(self._serve(worker, spawned), name=f"worker {worker_id}")
+        try:
+            await self._greet(worker)
+        except asyncio.CancelledError:  # perhaps before its serving task has begun
+            hang_up(spawned)
+            raise
         return worker
 
     async def _greet(self, worker: Worker) -> None:
@@ -82,35 +88,33 @@ class Pool:
                 hint="the daemon's log may say more; biruda env probe tries again",
             ) from None
         if worker.hello is None:
+            said = f": {worker.said}" if worker.said else ""
             raise EnvironmentFault(
-                f"a worker in {worker.environment} ended before it said hello",
+                f"a worker in {worker.environment} ended before it said hello{said}",
                 hint="the daemon's log may say more; biruda env probe tries again",
             )
 
     async def adopt(self, place: Place, attempt: tuple[int, int], lease_s: float) -> Worker | None:
         """The worker of an earlier process with its attempt, if it lives and answers; None: it does not."""
         try:
-            pidfd = open_pidfd(place)
-        except (OSError, ValueError):
-            return None
-        try:
-            connection = connect(place)
+            found = await self._spawners[place.kind].attach(place)
         except OSError:
-            os.close(pidfd)
             return None
         worker = Worker(place, place.environment, attempt=attempt)
+        worker.hold(lease_s)
         self.workers[worker.id] = worker
-        self._tasks.create_task(self._serve(worker, connection, pidfd, lease_s), name=f"worker {worker.id}")
+        self._tasks.create_task(self._serve(worker, found), name=f"worker {worker.id}")
         try:
             await self._greet(worker)
         except EnvironmentFault:
             return None
         return worker
 
-    async def _serve(self, worker: Worker, connection: socket.socket, pidfd: int, lease_s: float) -> None:
+    async def _serve(self, worker: Worker, spawned: Spawned) -> None:
         """One worker until nothing of it is left."""
         try:
-            await serve(worker, connection, pidfd, lease_s, self._take, self._take_data)
+            attach = self._spawners[worker.place.kind].attach
+            await serve(worker, spawned, attach, self._take, self._take_data)
         except Exception:  # the border of one worker: it is killed, the host goes on
             log.exception("worker=%s", worker.id)
         finally:
@@ -127,6 +131,9 @@ class Pool:
             await spawner.dispose(worker.place)
         except EnvironmentFault as error:
             log.error("worker=%s cannot be cleaned away: %s", worker.id, error)
+            if isinstance(error, Unreachable):
+                self._uncleaned[worker.id] = worker.place
+                self._failed(worker.environment, error)  # first, lest its attempt be sent here again
             self._ended(worker)
             return
         finally:
@@ -135,8 +142,9 @@ class Pool:
         self._ledger.gone(worker.id)
 
     async def end(self, worker: Worker) -> None:
-        """Kill a worker; its serving task cleans up."""
-        await self._spawners[worker.place.kind].kill(worker.place)
+        """Kill a worker; its serving task cleans up, and says so where it cannot."""
+        with suppress(EnvironmentFault):
+            await self._spawners[worker.place.kind].kill(worker.place)
         await worker.link.close()
 
     async def forget(self, place: Place) -> None:
@@ -147,10 +155,21 @@ class Pool:
             await spawner.dispose(place)
         self._ledger.gone(place.worker)
 
+    async def clean_again(self) -> None:
+        """Clean away what could not be before."""
+        for worker, place in list(self._uncleaned.items()):
+            try:
+                await self.forget(place)
+            except EnvironmentFault:
+                continue
+            del self._uncleaned[worker]
+
     def give(self, worker: Worker, given: Given | None) -> None:
         """Write down which attempt a worker has."""
         worker.attempt = (given.job, given.attempt) if given is not None else None
-        worker.returning = given is None and worker.place.kind is Kind.PROCESS and not worker.narrowed
+        worker.hold(given.lease_s if given is not None else IDLE_LEASE_S)
+        comes_back = worker.place.kind is Kind.PROCESS or worker.place.permanent
+        worker.returning = given is None and comes_back and not worker.narrowed
         if worker.id in self._ledger.entries:
             self._ledger.given(worker.id, given)
 
@@ -159,15 +178,30 @@ class Pool:
     async def acquire(self, state: EnvironmentState) -> Worker:
         """A worker for one attempt: a spare, else one that is just coming back, else a new one. EnvironmentFault."""
         while True:
-            while state.idle:
-                worker = self.workers.get(state.idle.pop())
-                if worker is not None and not worker.died.is_set():
-                    return worker
+            spare = self.take_spare(state)
+            if spare is not None:
+                return spare
             alive = [item for item in self.workers.values() if item.environment == state.config.name]
-            if len(alive) < self._most or not any(item.returning for item in alive):
+            if len(alive) < self._most_of(state) or not any(item.returning for item in alive):
                 return await self.spawn(state)
             self._back.clear()
             await self._back.wait()
+
+    def _most_of(self, state: EnvironmentState) -> int:
+        """How many workers of an environment there may be before one that comes back is waited for."""
+        return (state.config.slots or self._slots) if state.config.permanent else self._most
+
+    def take_spare(self, state: EnvironmentState) -> Worker | None:
+        """A worker that waits for an attempt, if there is one."""
+        while state.idle:
+            worker = self.workers.get(state.idle.pop())
+            if worker is not None and not worker.died.is_set():
+                return worker
+        return None
+
+    def take_back(self, worker: Worker, state: EnvironmentState) -> bool:
+        """Count a worker whose attempt has just ended as a spare, where it is one at once; whether it is."""
+        return worker.returning and worker.environment == state.config.name and self.release(worker, state)
 
     def refill(self, state: EnvironmentState) -> None:
         """Make spares in the background until there are as many as wanted.
@@ -188,10 +222,13 @@ class Pool:
     async def _make_spare(self, state: EnvironmentState) -> None:
         try:
             worker = await self.spawn(state)
-            state.idle.append(worker.id)
+            if state.dropped:
+                await self.end(worker)
+            else:
+                state.idle.append(worker.id)
         except EnvironmentFault as error:
-            state.fail(error)
-            log.error("environment=%s cannot be used: %s", state.config.name, error)
+            if not state.dropped:
+                self._failed(state.config.name, error)
         finally:
             state.coming -= 1
 
@@ -210,8 +247,8 @@ class Pool:
 
 
 def used_again(state: EnvironmentState) -> bool:
-    """Whether a worker serves attempt after attempt; in its own root each serves one."""
-    return state.config.kind is Kind.PROCESS
+    """Whether a worker serves attempt after attempt; in its own root each serves one, unless it is permanent."""
+    return state.config.kind is Kind.PROCESS or state.config.permanent
 
 
 async def facts_inside(pool: Pool, state: EnvironmentState) -> tuple[Facts, Worker]:

@@ -62,6 +62,9 @@ class Pump:
         piece = attempt.read_log(min(DATA_BYTES, attempt.log_owed_bytes), attempt.sent_bytes)
         header = DataHeader(attempt.job, attempt.attempt, 0, attempt.sent_bytes, attempt.elapsed_ms)
         if not piece:
+            if attempt.result is not None:  # the file is gone or was cut: without this mark the master would wait on
+                self._link.post_data(header, b"")
+                attempt.sent_bytes = attempt.log_bytes
             return False
         self._link.post_data(header, piece)
         attempt.sent_bytes += len(piece)
@@ -74,7 +77,7 @@ class Pump:
         try:
             fd = os.open(self._outbox.artifact(attempt.job, attempt.attempt, channel), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            attempt.owed.popleft()
+            self._end_artifact(attempt)
             return bool(attempt.owed)
         try:
             piece = os.pread(fd, DATA_BYTES, offset)
@@ -84,5 +87,10 @@ class Pump:
             self._link.post_data(DataHeader(attempt.job, attempt.attempt, channel, offset), piece)
             attempt.owed[0] = (channel, offset + len(piece))
         else:
-            attempt.owed.popleft()
+            self._end_artifact(attempt)
         return bool(attempt.owed)
+
+    def _end_artifact(self, attempt: Attempt) -> None:
+        """There is no more of it; a master that wants more shall not wait."""
+        channel, offset = attempt.owed.popleft()
+        self._link.post_data(DataHeader(attempt.job, attempt.attempt, channel, offset), b"")

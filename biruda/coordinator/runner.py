@@ -13,9 +13,11 @@ from biruda.coordinator.attempts import EMPTY_LOG, Attempt
 from biruda.coordinator.environments import EnvironmentState
 from biruda.coordinator.ledger import Given
 from biruda.coordinator.outbox import log_info
+from biruda.coordinator.slots import Slots
 from biruda.coordinator.sources import tar_pieces
+from biruda.coordinator.spawners.protocol import MOST_LEASE_S
 from biruda.coordinator.workers import Worker
-from biruda.errors import BirudaError, EnvironmentFault
+from biruda.errors import BirudaError, EnvironmentFault, Unreachable
 from biruda.frames import DataFrame, DataHeader
 from biruda.messages import (
     Assign,
@@ -42,6 +44,12 @@ log = logging.getLogger("biruda.coordinator")
 CANCEL_SLACK_S = 10.0
 """A worker that has not ended an attempt this long after the grace of a cancel is killed."""
 
+STORE_AGAIN_S = 1.0
+"""Between two tries to write to a disk that is full."""
+
+START_TOLD_S = 0.003
+"""The master hears of an attempt's start so long after it, unless it has ended by then."""
+
 
 class Runner:
     """Gives attempts to workers, and takes what comes of them."""
@@ -49,19 +57,8 @@ class Runner:
     def __init__(self, coordinator: "Coordinator", tasks: asyncio.TaskGroup) -> None:
         self._host = coordinator
         self._tasks = tasks
-        self._slots = asyncio.Semaphore(coordinator.slots)
-        self._holding: set[tuple[int, int]] = set()
-
-    def hold_slot(self, key: tuple[int, int]) -> None:
-        """An adopted attempt has a slot, were it even one too many."""
-        if not self._slots.locked():
-            self._slots._value -= 1
-            self._holding.add(key)
-
-    def _free_slot(self, key: tuple[int, int]) -> None:
-        if key in self._holding:
-            self._holding.discard(key)
-            self._slots.release()
+        self._starts: dict[tuple[int, int], AttemptStarted] = {}  # to be told soon
+        self.slots = Slots(coordinator.slots, self._begin)
 
     # Assignments.
 
@@ -79,21 +76,39 @@ class Runner:
             limits=assignment.recipe.limits,
         )
         self._host.attempts[key] = attempt
-        self._tasks.create_task(self._run(attempt, assignment), name=f"attempt {assignment.job}.{assignment.attempt}")
+        self.slots.ask(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Its slot is free. What a spare can run as it is, it gets at once; all else takes a task."""
+        assignment = attempt.assignment
+        assert assignment is not None
+        state = self._host.environments.get(assignment.environment)
+        is_plain = assignment.source is None and not assignment.source_path and not assignment.recipe.limits.narrow
+        worker = self._host.pool.take_spare(state) if state is not None and is_plain else None
+        if state is None or worker is None:
+            self._tasks.create_task(self._run(attempt, assignment), name=f"attempt {attempt.job}.{attempt.attempt}")
+            return
+        try:
+            self._give(attempt, assignment, state, worker, None)
+        except Exception as error:  # the border of one job: it fails, the host goes on
+            self._tasks.create_task(self._fail(attempt, error), name=f"end of {attempt.job}.{attempt.attempt}")
 
     async def _run(self, attempt: Attempt, assignment: Assignment) -> None:
-        await self._slots.acquire()
-        self._holding.add(attempt.key)
         try:
-            if attempt.cancelled is not None:
-                await self._end_without_worker(attempt, *attempt.cancelled)
-                return
             await self._start(attempt, assignment)
-        except BirudaError as error:
-            reason = f"{error}; {error.hint}" if error.hint else str(error)
-            await self._end_without_worker(attempt, Outcome.ENVIRONMENT, reason)
         except Exception as error:  # the border of one job: it fails, the host goes on
-            log.exception("job=%d attempt=%d", attempt.job, attempt.attempt)
+            await self._fail(attempt, error)
+
+    async def _fail(self, attempt: Attempt, error: Exception) -> None:
+        if isinstance(error, BirudaError):
+            reason = f"{error}; {error.hint}" if error.hint else str(error)
+            if isinstance(error, Unreachable):  # it comes back: then the attempt is run again
+                self._host.environment_failed(attempt.environment, error)
+                await self._end_without_worker(attempt, Outcome.INFRA, reason)
+                return
+            await self._end_without_worker(attempt, Outcome.ENVIRONMENT, reason)
+        else:
+            log.error("job=%d attempt=%d", attempt.job, attempt.attempt, exc_info=error)
             await self._end_without_worker(attempt, Outcome.INFRA, f"a fault of biruda: {error!r}")
 
     async def _start(self, attempt: Attempt, assignment: Assignment) -> None:
@@ -107,11 +122,6 @@ class Runner:
         elif assignment.source_path:
             source = await host.sources.add_directory(assignment.source_path)
         worker = await host.pool.acquire(state)
-        recipe = assignment.recipe
-        if assignment.worker is not None:  # its strings stand in this host's biruda.conf; those of a user stay as typed
-            recipe = expand(recipe, self._variables(state, assignment))
-        recipe = in_environment(recipe, state.config)
-        recipe = replace(recipe, limits=replace(recipe.limits, grace_s=assignment.recipe.limits.grace_s))
         limits = assignment.recipe.limits
         worker.narrowed = any((limits.memory_bytes, limits.pids, limits.cpus))
         try:
@@ -123,23 +133,53 @@ class Runner:
             await host.pool.end(worker)
             await self._end_without_worker(attempt, *attempt.cancelled)
             return
+        self._give(attempt, assignment, state, worker, source)
+        if source is not None:
+            await self._send_source(worker, attempt, source)
+
+    def _give(
+        self, attempt: Attempt, assignment: Assignment, state: EnvironmentState, worker: Worker, source: str | None
+    ) -> None:
+        """The attempt begins in this worker. Raises BirudaError for a recipe that cannot be expanded."""
+        host = self._host
+        recipe = assignment.recipe
+        if assignment.worker is not None:  # its strings stand in this host's biruda.conf; those of a user stay as typed
+            recipe = expand(recipe, self._variables(state, assignment))
+        recipe = in_environment(recipe, state.config)
+        if recipe.limits.grace_s != assignment.recipe.limits.grace_s:
+            recipe = replace(recipe, limits=replace(recipe.limits, grace_s=assignment.recipe.limits.grace_s))
+        attempt.lease_s = min(attempt.lease_s, MOST_LEASE_S.get(worker.place.kind, attempt.lease_s))
+        changed = recipe is not assignment.recipe or source != assignment.source
+        if changed or attempt.lease_s != assignment.lease_s:
+            assignment = replace(assignment, recipe=recipe, source=source, lease_s=attempt.lease_s)
         attempt.started_s = time.time()
-        given = Given(job=attempt.job, attempt=attempt.attempt, lease_s=attempt.lease_s, started_s=attempt.started_s)
+        attempt.source = source
+        given = Given(
+            job=attempt.job,
+            attempt=attempt.attempt,
+            lease_s=attempt.lease_s,
+            started_s=attempt.started_s,
+            source=source,
+        )
         host.pool.give(worker, given)
         attempt.worker = worker.id
         attempt.log_path = _room(worker)
-        worker.post(Assign(assignments=(replace(assignment, recipe=recipe, source=source),)))
-        host.tell_master(
-            AttemptStarted(
-                job=attempt.job,
-                attempt=attempt.attempt,
-                at_s=attempt.started_s,
-                source=source,
-            )
-        )
+        worker.post(Assign(assignments=(assignment,)))
+        self._tell_start(attempt)
         host.pool.refill(state)
-        if source is not None:
-            await self._send_source(worker, attempt, source)
+
+    def _tell_start(self, attempt: Attempt) -> None:
+        """Soon: of an attempt that ends before, its result says all."""
+        if not self._starts:
+            asyncio.get_running_loop().call_later(START_TOLD_S, self._tell_starts)
+        self._starts[attempt.key] = AttemptStarted(
+            job=attempt.job, attempt=attempt.attempt, at_s=attempt.started_s, source=attempt.source
+        )
+
+    def _tell_starts(self) -> None:
+        for message in self._starts.values():
+            self._host.tell_master(message)
+        self._starts.clear()
 
     def _variables(self, state: EnvironmentState, assignment: Assignment) -> dict[str, str]:
         return {
@@ -183,16 +223,22 @@ class Runner:
             info = await asyncio.to_thread(log_info, attempt.log_path, complete=False)
             attempt.log_bytes = info.bytes
         self._finish(attempt, attempt.broken(outcome, reason, info, time.time()))
+        self.slots.free(attempt.key)
 
     def _finish(self, attempt: Attempt, result: AttemptResult) -> None:
         """The attempt is in the outbox; from here on it is the master's to take."""
         if attempt.cancelled is not None and result.outcome is Outcome.INFRA:
             result = replace(result, outcome=attempt.cancelled[0], reason=attempt.cancelled[1])
         attempt.result = result
-        self._host.ledger.ended(attempt.ended())
-        self._free_slot(attempt.key)
-        self._host.tell_master(attempt.ended())
-        self._host.pump.wake()
+        attempt.end_storing()
+        ended = attempt.ended()
+        self._host.ledger.ended(ended)
+        start = self._starts.pop(attempt.key, None)
+        if start is not None and start.source != (attempt.assignment.source if attempt.assignment else None):
+            self._host.tell_master(start)  # which source it was stands nowhere else
+        self._host.tell_master(ended)
+        if attempt.log_owed_bytes > 0:
+            self._host.pump.wake()
 
     async def from_worker(self, worker: Worker, message: FromWorker, payload: bytes) -> None:
         """What a worker says; only about the attempt that it was given."""
@@ -221,7 +267,10 @@ class Runner:
 
     def _resume(self, worker: Worker, hello: WorkerHello, attempt: Attempt | None) -> None:
         """A connection to a worker in the middle of its attempt: go on after the last log byte that is in the file."""
-        if attempt is None or hello.job == 0:
+        if attempt is None:
+            return
+        if hello.job == 0 or hello.awaits_source:  # the coordinator died, or the connection broke, while it was given
+            self._tasks.create_task(self._host.pool.end(worker), name=f"end of worker {worker.id}")
             return
         attempt.log_bytes = max(attempt.log_bytes, min(hello.log_end, attempt.log_size()))
         attempt.steps = list(hello.steps)
@@ -239,14 +288,32 @@ class Runner:
         if attempt is None or attempt.key != (item.header.job, item.header.attempt):
             return
         if item.header.channel == 0:
+            if not worker.writes_its_log:
+                await self._store(attempt, item)
             self._host.pump.relay(attempt, item)
         elif attempt.collected is not None:
             await self._take_artifact(worker, attempt, item)
+
+    async def _store(self, attempt: Attempt, item: DataFrame) -> None:
+        """Log bytes are in the attempt's file on return; until then nothing more is read from the worker."""
+        told = False
+        while True:
+            try:
+                attempt.store_log(item.header.offset, item.payload)
+                return
+            except OSError as error:
+                if not told:
+                    what = f"no space left for the log of job {attempt.job} ({os.strerror(error.errno or 0)})"
+                    self._host.tell_master(Notice(job=attempt.job, text=f"{what}; the job is paused until there is"))
+                    told = True
+                await asyncio.sleep(STORE_AGAIN_S)
 
     async def _collect(self, worker: Worker, attempt: Attempt, result: AttemptResult) -> None:
         """The worker's attempt has ended: fetch its artifacts, one of equal content once."""
         if attempt.collected is not None or attempt.result is not None:
             return
+        if not worker.writes_its_log and attempt.log_size() != result.log.bytes:  # it lies about its own log
+            result = replace(result, log=await asyncio.to_thread(log_info, attempt.log_path, complete=False))
         attempt.collected = result
         if result.artifacts:
             self._host.outbox.begin_artifacts(attempt.job, attempt.attempt)
@@ -315,7 +382,12 @@ class Runner:
         attempt.worker = ""
         self._finish(attempt, result)
         self._host.pool.give(worker, None)
-        worker.post(AttemptRecorded(job=attempt.job, attempt=attempt.attempt))
+        state = self._host.environments.get(attempt.environment)
+        is_light = attempt.assignment is not None and attempt.assignment.source is None and not result.artifacts
+        takes_next = state is not None and is_light and self._host.pool.take_back(worker, state)
+        worker.post(AttemptRecorded(job=attempt.job, attempt=attempt.attempt, next_follows=takes_next))
+        self.slots.free(attempt.key)
+        worker.link.flush()  # it waits for this, perhaps for its next attempt too
 
     def worker_ended(self, worker: Worker) -> None:
         """A worker is dead, and all it made; an attempt that it still had is the infrastructure's fault."""
@@ -342,6 +414,11 @@ class Runner:
         if attempt is None or attempt.result is not None:
             return
         attempt.cancelled = (Outcome(message.outcome), message.reason)
+        if self.slots.withdraw(attempt):
+            self._tasks.create_task(
+                self._end_without_worker(attempt, *attempt.cancelled), name=f"cancel {message.job}.{message.attempt}"
+            )
+            return
         worker = self._host.pool.workers.get(attempt.worker)
         if worker is not None:
             worker.post(message)
@@ -362,11 +439,13 @@ class Runner:
         if attempt is None:
             return
         attempt.cancelled = attempt.cancelled or (Outcome.CANCELLED, "it was given up by the master")
+        self._starts.pop(attempt.key, None)
+        self.slots.withdraw(attempt)
         worker = self._host.pool.workers.get(attempt.worker)
         if worker is not None:
             worker.attempt = None
             await self._host.pool.end(worker)
-        self._free_slot(attempt.key)
+        self.slots.free(attempt.key)
         attempt.close()
         self._host.ledger.recorded(job, number)
         artifacts = attempt.result is None or bool(attempt.result.artifacts)

@@ -13,6 +13,7 @@ from biruda.config import Config
 from biruda.coordinator import commands
 from biruda.coordinator.attempts import Attempt
 from biruda.coordinator.environments import EnvironmentState, FactsCache, host_facts, slots_of, worker_reports
+from biruda.coordinator.kinds import Kinds
 from biruda.coordinator.ledger import Ledger
 from biruda.coordinator.outbox import Outbox
 from biruda.coordinator.pool import Pool
@@ -50,6 +51,13 @@ REDIAL_S = 1.0
 REDIAL_MOST_S = 15.0
 REAP_S = 60.0
 
+LOOK_S = 10.0
+"""So long the start waits for environments to be looked at; what takes longer comes in when it is done."""
+
+LOOK_AGAIN_S = 15.0
+COMES_BACK = frozenset({Kind.SSH, Kind.DOCKER, Kind.QEMU})
+"""Kinds whose environments are looked at again where they cannot be used."""
+
 Dial = Callable[[], Awaitable[Transport]]
 
 
@@ -79,8 +87,8 @@ class Coordinator:
         self.sources = Sources(directory / "sources", self.link, config.coordinator.source_cache_bytes)
         self.pump = Pump(self.link, self.outbox, self.attempts.values)
         self.sampler = Sampler(lambda: sum(1 for item in self.attempts.values() if item.result is None))
-        self.ready = asyncio.Event()  # every environment was looked at once
-        self.testing = asyncio.Lock()  # self-tests make places that no ledger knows: not while the reaper looks
+        self.ready = asyncio.Event()  # every environment was looked at once, or for LOOK_S
+        self.kinds = Kinds(spawners)
         self._tasks: asyncio.TaskGroup | None = None
 
     @asynccontextmanager
@@ -113,6 +121,7 @@ class Coordinator:
             self._from_worker,
             self._data_from_worker,
             self._worker_ended,
+            self.environment_failed,
         )
         self.runner = Runner(self, tasks)
         tasks.create_task(self.pump.run(), name="pump")
@@ -122,6 +131,7 @@ class Coordinator:
     async def _start(self, tasks: asyncio.TaskGroup, dial_master: Dial) -> None:
         await commands.adopt(self)
         tasks.create_task(self._look_at_all(), name="environments")
+        tasks.create_task(self._look_again_for_ever(), name="environments that failed")
         tasks.create_task(self._reap_for_ever(), name="reaper")
         await self.ready.wait()
         await self._stay_connected(dial_master)
@@ -131,10 +141,29 @@ class Coordinator:
     async def _look_at_all(self) -> None:
         self.configure(self.config)
         async with asyncio.TaskGroup() as tasks:
-            for state in self.environments.values():
-                tasks.create_task(commands.look_at(self, state), name=f"look at {state.config.name}")
-        self.ready.set()
+            looks = [
+                tasks.create_task(self._look_at(state), name=f"look at {state.config.name}")
+                for state in self.environments.values()
+            ]
+            if looks:  # one that is far away or slow does not hold up the others
+                await asyncio.wait(looks, timeout=LOOK_S)
+            self.ready.set()
+            self.report()
+        await self.kinds.test_all(self.report)
+
+    async def _look_at(self, state: EnvironmentState) -> None:
+        await commands.look_at(self, state)
         self.report()
+
+    async def _look_again_for_ever(self) -> None:
+        """What is no part of this host comes back without a word to us."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            for state in list(self.environments.values()):
+                if state.config.kind in COMES_BACK and state.has_failed:
+                    await self._look_at(state)
+                    if state.usable:
+                        await self.pool.clean_again()
 
     def configure(self, config: Config) -> list[EnvironmentState]:
         """Take a configuration's environments over; gives those that are new or changed."""
@@ -149,8 +178,18 @@ class Coordinator:
             spawner = self.spawners[item.kind]
             kept[item.name] = state = EnvironmentState(item, spawner, self.facts)
             fresh.append(state)
+        for state in self.environments.values():
+            state.dropped = kept.get(state.config.name) is not state
         self.environments = kept
         return fresh
+
+    def environment_failed(self, name: str, fault: EnvironmentFault) -> None:
+        """It cannot be used any more, for this reason; the master is told before anything else is."""
+        state = self.environments.get(name)
+        if state is not None:
+            state.fail(fault)
+            log.error("environment=%s cannot be used: %s", name, state.problem)
+            self.report()
 
     async def _reap_for_ever(self) -> None:
         while True:
@@ -159,13 +198,14 @@ class Coordinator:
 
     async def reap(self) -> None:
         """Remove what carries this instance's mark and belongs to no worker that the ledger knows."""
-        async with self.testing:
+        async with self.kinds.testing:
             for spawner in self.spawners.values():
                 try:
                     for sentence in await spawner.reap(frozenset(self.ledger.entries)):
                         log.warning("%s", sentence)
                 except (OSError, EnvironmentFault) as error:
                     log.error("reaper of %s: %s", spawner.kind, error)
+            await self.pool.clean_again()
         workers = self.home / "coordinator" / "workers"
         for name in await asyncio.to_thread(os.listdir, workers):
             if name not in self.ledger.entries:
@@ -192,6 +232,7 @@ class Coordinator:
             version=VERSION,
             environments=tuple(state.report() for state in self.environments.values()),
             workers=worker_reports(self.config.workers, self.environments),
+            kinds=self.kinds.reports(),
             attempts=tuple(attempt.report() for attempt in self.attempts.values()),
         )
 
@@ -207,6 +248,9 @@ class Coordinator:
                 if problem != told:
                     log.warning("no link to the master: %s; trying again", problem)
                     told = problem
+            this = asyncio.current_task()
+            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
+                raise asyncio.CancelledError
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 
@@ -257,11 +301,12 @@ class Coordinator:
             case SamplesWanted():
                 self._sample(message.wanted)
             case EnvironmentCommand():
-                self._spawn_task(self._obey(message), f"{message.action} {message.environment}")
+                self.start_task(self._obey(message), f"{message.action} {message.environment}")
             case _:
                 assert_never(message)
 
-    def _spawn_task(self, work: Coroutine[None, None, None], name: str) -> None:
+    def start_task(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Do it in the background, for as long as this coordinator runs."""
         assert self._tasks is not None
         self._tasks.create_task(work, name=name)
 

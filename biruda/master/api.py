@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ from aiohttp import WSCloseCode, web
 
 from biruda import VERSION
 from biruda.convert import encode
-from biruda.errors import BirudaError, ConfigError, NotFound, PeerError, UserError
-from biruda.master import named, openapi, views
+from biruda.errors import ConfigError, NotFound, PeerError
+from biruda.link import refuse
+from biruda.master import api_joining, named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.intake import safe_path
 from biruda.master.logs import FileReader, open_file, open_log
+from biruda.master.responses import USER, Handler, answered, json_response, problem
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
 from biruda.master.state import Host
 from biruda.messages import PROTOCOL
@@ -30,8 +32,6 @@ from biruda.model import EnvironmentReport
 from biruda.transports import WebSocketTransport
 
 log = logging.getLogger("biruda.api")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY_BYTES = 64 << 20
 MAX_JOBS_LISTED = 1000
@@ -51,33 +51,7 @@ LISTENS = web.AppKey("listens", dict[str, str])
 MASTER = web.AppKey("master", Master)
 ABOUT = web.AppKey("about", About)
 TOKEN = web.AppKey("token", str)
-USER = web.RequestKey("user", str)
-
-TITLES = {
-    400: "Bad request",
-    401: "No valid token",
-    404: "Not found",
-    405: "No such method",
-    409: "Ambiguous or in conflict",
-    413: "Too large",
-    416: "No such range",
-    422: "Cannot be done",
-    500: "A fault of biruda",
-}
-
 routes = web.RouteTableDef()
-
-
-def json_response(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json", status=status)
-
-
-def problem(status: int, detail: str, hint: str = "", **more: Any) -> web.Response:
-    """An RFC 9457 problem document."""
-    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, **more}
-    if hint:
-        body["hint"] = hint
-    return web.Response(body=orjson.dumps(body), content_type="application/problem+json", status=status)
 
 
 def caller(request: web.Request) -> str:
@@ -103,43 +77,15 @@ def _user_name(uid: int) -> str:
 @web.middleware
 async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Who may ask, and every error as a problem document."""
-    try:
-        user = caller(request)
-        if not user:
-            return problem(
-                401,
-                f"{request.path}: a valid token is needed here",
-                "Authorization: Bearer with the content of HOME/token",
-            )
-        request[USER] = user
-        return await handler(request)
-    except web.HTTPNotFound:
-        return problem(404, f"there is nothing at {request.path}", "/api/v1/openapi.json lists what there is")
-    except web.HTTPMethodNotAllowed as error:
-        return problem(405, f"{request.method} {request.path}: there are {', '.join(sorted(error.allowed_methods))}")
-    except web.HTTPRequestEntityTooLarge:
-        return problem(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "send it in several requests")
-    except web.HTTPException:
-        raise
-    except web.RequestPayloadError as error:
-        return problem(400, f"the body cannot be read: {' '.join(str(error).split())}")
-    except rq.Ambiguous as error:
-        return problem(409, str(error), error.hint, candidates=error.candidates)
-    except rq.InvalidRequest as error:
-        return problem(422, str(error), error.hint)
-    except PeerError as error:
-        return problem(400, str(error), error.hint)
-    except UserError as error:
-        return problem(404 if isinstance(error, NotFound) else 409, str(error), error.hint)
-    except BirudaError as error:
-        return problem(422, str(error), error.hint)
-    except (ConnectionResetError, asyncio.CancelledError):
-        raise
-    except Exception:
-        log.exception("%s %s", request.method, request.path)
+    user = caller(request)
+    if not user:
         return problem(
-            500, f"{request.method} {request.path} hit a fault of biruda", "the daemon's log has the traceback"
+            401,
+            f"{request.path}: a valid token is needed here",
+            "Authorization: Bearer with the content of HOME/token",
         )
+    request[USER] = user
+    return await answered(request, handler)
 
 
 def _number(request: web.Request, name: str, default: int | None = None, *, low: int = 0) -> int | None:
@@ -199,7 +145,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
     specs = []
     for index, item in enumerate(wanted.jobs):
         where = f"jobs[{index}]"
-        spec = rq.job_spec(item, where, request[USER])
+        spec = rq.job_spec(item, where, request[USER], master.infra_retries)
         if not item.queue:
             rq.refuse_unknown(master.farm, spec, where)
         if spec.source is not None and not master.sources.has(spec.source):
@@ -341,7 +287,7 @@ async def workers(request: web.Request) -> web.StreamResponse:
 async def start(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
     wanted = rq.parse(rq.WorkerSelection, await request.read())
-    specs = named.start_specs(master.farm, request.match_info["name"], wanted, request[USER])
+    specs = named.start_specs(master.farm, request.match_info["name"], wanted, request[USER], master.infra_retries)
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
 
 
@@ -475,10 +421,15 @@ async def _send_events(
 
 @routes.get("/api/v1/link")
 async def link(request: web.Request) -> web.StreamResponse:
-    """A coordinator's connection: the frames of docs/protocol.md."""
+    """A coordinator's connection: the frames of docs/protocol.md. From other hosts over TLS: linkserver.py."""
     websocket = web.WebSocketResponse(max_msg_size=8 << 20, compress=False, autoping=True)
     await websocket.prepare(request)
     peer = request.remote or "a local coordinator"
+    if not api_joining.may_link_without_tls(request):
+        reason = "without TLS the master takes links from its own host only"
+        log.warning("refused %s: %s", peer, reason)
+        await refuse(WebSocketTransport(websocket, peer), reason, "`biruda join`, or [master] plain_links = true")
+        return websocket
     try:
         await request.app[MASTER].hosts.serve(WebSocketTransport(websocket, peer))
     except* (PeerError, ConnectionError, TimeoutError) as group:
@@ -501,7 +452,7 @@ def application(master: Master, about: About, token: str) -> web.Application:
     """The API of one master."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
     app[MASTER], app[ABOUT], app[TOKEN], app[LISTENS] = master, about, token, {}
-    app.add_routes(routes)
+    app.add_routes([*routes, *api_joining.routes])
     return app
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import assert_never
 
 from biruda.master import events as ev
-from biruda.master.matching import in_words, misfits
+from biruda.master.matching import misfits
 from biruda.master.state import ClassKey, Host, LiveJob, Placed, Waiting
-from biruda.messages import Assign, Assignment, AttemptRecorded, Cancel, HostReport, StreamsWanted
-from biruda.model import AttemptResult, EnvironmentReport, JobSpec, LogInfo, Outcome, WorkerReport
+from biruda.messages import Assign, Assignment, AttemptRecorded, Cancel, HostReport
+from biruda.model import AttemptResult, EnvironmentReport, JobSpec, LogInfo, Outcome, StepResult, WorkerReport
 
 
 class Farm:
@@ -143,7 +143,7 @@ class Farm:
                 actions += self._lose_attempt(job, placed, at, f"{report.host} came back without it")
             else:
                 if here.started and placed.placement.started_s is None:  # what said so was lost with a session
-                    actions += self._started(job, placed, at.wall_s, None, at)
+                    actions += self._started(job, placed, at.wall_s, here.source, at)
                 if placed.cancelling and not here.ended:
                     actions.append(self._cancel_message(number, placed, report.host))
         actions += [
@@ -199,13 +199,17 @@ class Farm:
     def _started(
         self, job: LiveJob, placed: Placed, started_s: float, source: str | None, at: ev.Instant
     ) -> list[ev.Action]:
+        placed, emit = self._note_start(job, placed, started_s, source, at)
+        return [self._save(job.job, placed), emit]
+
+    @staticmethod
+    def _note_start(
+        job: LiveJob, placed: Placed, started_s: float, source: str | None, at: ev.Instant
+    ) -> tuple[Placed, ev.Emit]:
         placement = replace(placed.placement, started_s=started_s, source=source or job.spec.source)
         job.state = placed = replace(placed, placement=placement)
         body = {"attempt": placement.attempt, "host": placement.host, "environment": placement.environment.name}
-        return [
-            self._save(job.job, placed),
-            ev.Emit(kind="job.started", at_s=at.wall_s, job=job.job, body=body),
-        ]
+        return placed, ev.Emit(kind="job.started", at_s=at.wall_s, job=job.job, body=body)
 
     def _step(self, event: ev.StepFinished) -> list[ev.Action]:
         current = self._current(event.host, event.job, event.attempt)
@@ -214,15 +218,29 @@ class Farm:
         job, placed = current
         placement = replace(placed.placement, steps=(*placed.placement.steps, event.result))
         job.state = replace(placed, placement=placement)
-        body = {"index": event.index, "name": event.result.name, "exit_status": event.result.exit_status}
-        return [ev.Emit(kind="job.step", at_s=event.at.wall_s, job=job.job, body=body)]
+        return [self._step_ended(job.job, event.index, event.result, event.at)]
+
+    @staticmethod
+    def _step_ended(job: int, index: int, result: StepResult, at: ev.Instant) -> ev.Emit:
+        body = {"index": index, "name": result.name, "exit_status": result.exit_status}
+        return ev.Emit(kind="job.step", at_s=at.wall_s, job=job, body=body)
 
     def _finish_attempt(self, event: ev.AttemptFinished) -> list[ev.Action]:
         current = self._current(event.host, event.job, event.attempt)
         if current is None:
             return [self._forget(event.host, event.job, event.attempt)]
         job, placed = current
+        untold: list[ev.Action] = []  # of a short attempt only the result is told
+        if placed.placement.started_s is None and event.result.steps:
+            placed, emit = self._note_start(job, placed, event.result.started_s, None, event.at)
+            untold.append(emit)
+        seen = len(placed.placement.steps)
+        untold += [
+            self._step_ended(job.job, index, step, event.at)
+            for index, step in enumerate(event.result.steps[seen:], start=seen)
+        ]
         return [
+            *untold,
             *self._end_attempt(job, placed, event.result, event.at),
             self._forget(event.host, event.job, event.attempt),
         ]
@@ -494,61 +512,6 @@ class Farm:
             for host, offer in self.offers()
         )
 
-    def log_wanted(self, number: int, offset: int) -> ev.Send | None:
-        """Ask a placed attempt's host to go on with its log at this offset."""
-        job = self.jobs.get(number)
-        if job is None or not isinstance(job.state, Placed):
-            return None
-        placement = job.state.placement
-        message = StreamsWanted(job=number, attempt=placement.attempt, streams=((0, offset),))
-        return ev.Send(host=placement.host, message=message)
-
-    def why(self, job: LiveJob) -> tuple[str, list[tuple[Host, EnvironmentReport, bool, str]]]:
-        """Why a job waits: a sentence, and for each environment whether it fits and what stands in the way."""
-        rows = [(host, offer, *self._verdict(job, host, offer)) for host, offer in self.offers()]
-        wanted = in_words(job.spec.requirements)
-        fitting = [row for row in rows if row[2]]
-        if isinstance(job.state, Placed):
-            placement = job.state.placement
-            return (
-                f"it does not wait: attempt {placement.attempt} is on {placement.host} in {placement.environment.name}",
-                rows,
-            )
-        if not rows:
-            return "no coordinator has connected yet: start one with biruda up or biruda coordinator", rows
-        if not fitting:
-            return f"no environment fits {wanted}", rows
-        if any(reason == "" for *_, reason in fitting):
-            return "it is next", rows
-        return f"every environment that fits {wanted} is taken or away: " + "; ".join(
-            dict.fromkeys(reason for *_, reason in fitting)
-        ), rows
-
-    def _verdict(self, job: LiveJob, host: Host, offer: EnvironmentReport) -> tuple[bool, str]:
-        name = host.report.host
-        clauses = misfits(job.spec.requirements, name, offer, host.report.workers)
-        if clauses:
-            return False, "; ".join(clauses)
-        if not offer.usable:
-            return True, f"{offer.name} on {name} cannot be used: {offer.problem}"
-        if not host.connected:
-            return True, f"{name} has no contact"
-        if not host.report.slots:
-            return True, f"{name} has no slots"
-        holders = f"job{'s' if len(host.running) > 1 else ''} " + ", ".join(map(str, sorted(host.running)))
-        if not host.free_slots:
-            return True, f"{_all_slots(host.report.slots, name)} held by {holders}"
-        if offer.slots is not None and host.running_in(offer.name) >= offer.slots:
-            return True, f"{_all_slots(offer.slots, f'{offer.name} on {name}')} held"
-        ahead = sum(
-            1
-            for other in self.jobs.values()
-            if isinstance(other.state, Waiting)
-            and (-other.spec.priority, other.job) < (-job.spec.priority, job.job)
-            and other.spec.requirements == job.spec.requirements
-        )
-        return True, f"{ahead} {'job is' if ahead == 1 else 'jobs are'} before it" if ahead else ""
-
     def check(self) -> None:
         """AssertionError when what must always hold does not. For tests."""
         out = [(job.job, job.state) for job in self.jobs.values() if isinstance(job.state, Placed)]
@@ -560,7 +523,3 @@ class Farm:
         for job in self.jobs.values():
             assert isinstance(job.state, Placed) or job.job in queued, f"job {job.job} is lost"
             assert job.job < self.next_job
-
-
-def _all_slots(slots: int, place: str) -> str:
-    return f"the only slot of {place} is" if slots == 1 else f"all {slots} slots of {place} are"

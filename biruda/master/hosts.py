@@ -89,8 +89,11 @@ class Hosts:
 
     # Connections.
 
-    async def serve(self, transport: Transport) -> None:
-        """One connection of a coordinator, until it ends. PeerError when it is refused or breaks the protocol."""
+    async def serve(self, transport: Transport, *, certified: str = "") -> None:
+        """One connection of a coordinator, until it ends. PeerError when it is refused or breaks the protocol.
+
+        certified: the host that its certificate names, "" where it needs none.
+        """
         hello = await hear(transport)
         host, instance = hello.get("host"), hello.get("instance")
         if (
@@ -101,6 +104,10 @@ class Hosts:
         ):
             await refuse(transport, "it did not say its host and instance", "[coordinator] host names it")
             raise PeerError(f"{transport.peer} did not say its host and instance")
+        if certified not in ("", host):
+            reason = f"it says that it is {host}, and its certificate is for {certified}"
+            await refuse(transport, reason, f"[coordinator] host = {certified!r}, or join it as {host}")
+            raise PeerError(f"{transport.peer}: {reason}")
         state = self._links.get(host)
         if state is not None and state.link.connected and state.instance != instance:
             reason = f"another coordinator that is called {host} is connected"

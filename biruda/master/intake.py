@@ -16,9 +16,6 @@ LOG_CHANNEL = 0
 INLINE_BYTES = 64 * 1024
 """Up to so many bytes are written in the loop; more go to a thread."""
 
-TIMES = 1024
-"""So many (offset, time) marks of a log are kept, evenly thinned."""
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 RETRY_S = 1.0
@@ -91,11 +88,10 @@ class Intake:
         self._artifacts: dict[int, Stream] = {}
         self._refused: set[int] = set()
         self._log_restarts = 0
+        self._log_is_cut = False
         self._asked_at: dict[int, int] = {}  # channel -> size at which it was asked to go on
         self._paths: set[str] = set()
         self.closed = False
-        self._times: list[tuple[int, int]] = []
-        self._time_step_ms = 0
 
     async def take(self, header: DataHeader, payload: memoryview) -> tuple[int, int] | None:
         """Add a piece. What came before is dropped; at a gap gives the (channel, offset) to ask for, once."""
@@ -103,6 +99,9 @@ class Intake:
             return None
         stream = self.log if header.channel == LOG_CHANNEL else self._artifact_stream(header.channel)
         if stream is None:
+            return None
+        if not payload:
+            self._note_end(header, stream)
             return None
         end = header.offset + len(payload)
         if header.offset > stream.size:
@@ -112,10 +111,22 @@ class Intake:
             return header.channel, stream.size
         if end > stream.size:
             await self._append(stream, payload[stream.size - header.offset :])
-            if header.channel == LOG_CHANNEL:
-                self._mark(stream.size, header.elapsed_ms)
         self._tell()
         return None
+
+    def _note_end(self, header: DataHeader, stream: Stream) -> None:
+        """The coordinator has no more of a stream. Where more was promised, what is here has to do."""
+        if self.result is None or header.offset != stream.size:
+            return
+        if header.channel == LOG_CHANNEL:
+            self._log_is_cut = stream.size < self.result.log.bytes
+        else:
+            artifact = self.result.artifacts[header.channel - 1]
+            if stream.size < artifact.bytes:
+                self._refused.add(header.channel)
+                what = f"artifact {artifact.path[:200]!r} of job {self.job}"
+                self._notice(f"{what} is left out: its host has {stream.size} of {artifact.bytes} bytes", self.job)
+        self._tell()
 
     async def _append(self, stream: Stream, data: memoryview) -> None:
         told = False
@@ -134,14 +145,6 @@ class Intake:
                     self._notice(text, self.job)
                     told = True
             await asyncio.sleep(RETRY_S)
-
-    def _mark(self, size: int, elapsed_ms: int) -> None:
-        if self._times and elapsed_ms < self._times[-1][1] + self._time_step_ms:
-            return
-        self._times.append((size, elapsed_ms))
-        if len(self._times) >= TIMES:
-            self._times = self._times[::2]
-            self._time_step_ms = max(1, (self._times[-1][1] - self._times[0][1]) // len(self._times))
 
     def _tell(self) -> None:
         self.changed.set()
@@ -187,20 +190,22 @@ class Intake:
                 continue
             seen.add(artifact.sha256)
             stream = self._artifact_stream(channel)
-            if stream is not None and stream.size < artifact.bytes:
+            if stream is not None and channel not in self._refused and stream.size < artifact.bytes:
                 wanted.append((channel, stream.size))
         return wanted
 
     @property
     def log_is_here(self) -> bool:
-        return self.result is not None and self.log.size >= self.result.log.bytes
+        return self.result is not None and (self._log_is_cut or self.log.size >= self.result.log.bytes)
 
     def log_differs(self) -> bool:
         """Whether a log that is here is not what was printed; then it is cleared to be asked for once more."""
         assert self.result is not None
         told = self.result.log
         right = self.log.size == told.bytes and self.log.digest.hexdigest() == told.sha256
-        if right or self._log_restarts or not told.complete or told.bytes <= 0:  # of nothing, nothing would come again
+        if right or self._log_is_cut or self._log_restarts or not told.complete:
+            return False
+        if told.bytes <= 0:  # of nothing, nothing would come again
             return False
         self._log_restarts += 1
         self.log.clear()
@@ -253,10 +258,6 @@ class Intake:
             self._notice(f"artifact {shown[:200]!r} of job {self.job} is left out: {error}", self.job)
             return False
         return True
-
-    def times(self) -> list[tuple[int, int]]:
-        """(bytes, milliseconds since the attempt began): so much of the log was there then."""
-        return self._times
 
 
 async def _to_the_end(append: Callable[[memoryview], None], data: memoryview) -> None:

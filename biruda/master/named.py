@@ -37,14 +37,14 @@ def select(farm: Farm, name: str, wanted: WorkerSelection) -> list[Offer]:
     return fitting
 
 
-def start_specs(farm: Farm, name: str, wanted: WorkerSelection, user: str) -> list[JobSpec]:
+def start_specs(farm: Farm, name: str, wanted: WorkerSelection, user: str, infra_retries: int) -> list[JobSpec]:
     """The jobs that a start makes: one for each worker with `all`, else one. Raises Ambiguous over several systems.
 
     Without a host, any that has the worker may run it: the farm takes the least loaded.
     """
     fitting = select(farm, name, wanted)
     if wanted.all:
-        return [_spec(offer, user, host=offer.host.report.host) for offer in fitting]
+        return [_spec(offer, user, infra_retries, host=offer.host.report.host) for offer in fitting]
     systems = {(offer.worker.arch, offer.worker.platform) for offer in fitting}
     if len(systems) > 1:
         raise Ambiguous(
@@ -52,7 +52,7 @@ def start_specs(farm: Farm, name: str, wanted: WorkerSelection, user: str) -> li
             hint="say which with --arch or --platform, or --all",
             candidates=[_candidate(offer) for offer in fitting],
         )
-    return [_spec(fitting[0], user, host=wanted.host)]
+    return [_spec(fitting[0], user, infra_retries, host=wanted.host)]
 
 
 def running_jobs(farm: Farm, name: str, wanted: WorkerSelection) -> list[int]:
@@ -86,12 +86,19 @@ def running_jobs(farm: Farm, name: str, wanted: WorkerSelection) -> list[int]:
     return jobs
 
 
-def _spec(offer: Offer, user: str, *, host: str | None) -> JobSpec:
+def _spec(offer: Offer, user: str, infra_retries: int, *, host: str | None) -> JobSpec:
     worker = offer.worker
     requirements = {"arch": worker.arch, "platform": worker.platform, WORKER: worker.name}
     if host is not None:
         requirements["host"] = host
-    return JobSpec(recipe=worker.recipe, name=worker.name, requirements=requirements, worker=worker.name, user=user)
+    return JobSpec(
+        recipe=worker.recipe,
+        name=worker.name,
+        requirements=requirements,
+        worker=worker.name,
+        user=user,
+        retries=infra_retries,
+    )
 
 
 def _candidate(offer: Offer) -> dict[str, str]:

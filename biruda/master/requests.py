@@ -40,7 +40,7 @@ class JobRequest:
     requirements: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
     priority: int = 0
-    retries: int = 2
+    retries: int | None = None  # None: [master] infra_retries
     queue: bool = False  # wait, although nothing known fits
 
 
@@ -79,7 +79,7 @@ def parse(kind: type[T], body: bytes) -> T:
         ) from None
 
 
-def job_spec(request: JobRequest, where: str, user: str) -> JobSpec:
+def job_spec(request: JobRequest, where: str, user: str, infra_retries: int) -> JobSpec:
     """A request lowered to what is kept. Raises InvalidRequest for what can never run."""
     _check_recipe(request.recipe, where)
     for key in request.requirements:
@@ -87,8 +87,9 @@ def job_spec(request: JobRequest, where: str, user: str) -> JobSpec:
             close = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(KEYS)}"
             raise InvalidRequest(f"{where}: unknown requirement {key!r}", hint=hint)
-    if not 0 <= request.retries <= 100:
-        raise InvalidRequest(f"{where}: retries = {request.retries}: must be 0 to 100")
+    retries = infra_retries if request.retries is None else request.retries
+    if not 0 <= retries <= 100:
+        raise InvalidRequest(f"{where}: retries = {retries}: must be 0 to 100")
     if abs(request.priority) > 1_000_000:
         raise InvalidRequest(f"{where}: priority = {request.priority}: must be -1000000 to 1000000")
     return JobSpec(
@@ -98,7 +99,7 @@ def job_spec(request: JobRequest, where: str, user: str) -> JobSpec:
         source=request.source,
         user=user,
         priority=request.priority,
-        retries=request.retries,
+        retries=retries,
     )
 
 

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -24,8 +24,21 @@ from biruda.model import JobSpec, Outcome
 
 log = logging.getLogger("biruda.master")
 
+T = TypeVar("T")
+
 RETRY_S = 1.0
-SYNC_S = 1.0
+SYNC_S = 20.0
+"""How long small logs wait in the store, many together, until their files are known to be on disk."""
+
+SYNC_BYTES = 16 << 20
+"""Or so many bytes of them."""
+
+PACE_S = 0.002
+"""A batch of events is not begun sooner after the last one."""
+
+INLINE_SAVES = 100
+"""Up to so many are put into their transaction in the loop; more in the writer thread."""
+
 SUBSCRIBER_EVENTS = 1000
 """A reader of the event stream that falls so far behind is cut off; it resumes by event id."""
 
@@ -33,9 +46,10 @@ SUBSCRIBER_EVENTS = 1000
 class Master:
     """The running master: farm, store, spool, hosts and those who watch."""
 
-    def __init__(self, store: Store, spool: Spool, *, lease_s: float, sources: Sources) -> None:
+    def __init__(self, store: Store, spool: Spool, *, lease_s: float, sources: Sources, infra_retries: int = 2) -> None:
         self.store = store
         self.spool = spool
+        self.infra_retries = infra_retries  # of a job that does not say
         self.farm = Farm(lease_s=lease_s, next_job=store.next_job())
         self.intakes: dict[tuple[int, int], Intake] = {}
         self.sources = sources
@@ -46,13 +60,18 @@ class Master:
         self._inbox: list[tuple[ev.Event, asyncio.Future[None] | None]] = []
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._unsynced = asyncio.Event()
+        self._unsynced: list[tuple[int, int]] = []  # attempts whose small logs wait in the store
+        self._unsynced_bytes = 0
+        self._synced: list[tuple[int, int]] = []  # no longer, which the store does not know yet
+        self._sync_due = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._next_batch_s = 0.0  # of the loop's clock
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.farm.restore(store.live_jobs(), store.hosts(), now())
         spool.sweep(self._is_out)
         for record, small_log in store.unsynced():
             spool.restore(record, small_log)
-            self._unsynced.set()
+            self._wait_for_sync(record["job"], record["attempt"], small_log)
 
     def _is_out(self, job: int, attempt: int) -> bool:
         live = self.farm.jobs.get(job)
@@ -96,6 +115,7 @@ class Master:
     async def _work(self) -> None:
         while True:
             await self._wait_for_events()
+            await self._keep_pace()
             batch, self._inbox = self._inbox, []
             actions: list[ev.Action] = []
             for event, _ in batch:
@@ -104,23 +124,37 @@ class Master:
             for _, future in batch:
                 if future is not None and not future.done():
                     future.set_result(None)
+            if self._synced:
+                await self._forget_synced()
+            if self._unsynced_bytes > SYNC_BYTES:
+                self._sync_due.set()
+
+    async def _keep_pace(self) -> None:
+        """One commit after the other costs more than one for all that comes meanwhile; the first one does not wait."""
+        loop = asyncio.get_running_loop()
+        pause_s = self._next_batch_s - loop.time()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        self._next_batch_s = loop.time() + PACE_S
 
     async def _wait_for_events(self) -> None:
-        while not self._inbox:
+        while not self._inbox and not self._synced:
             self._wake.clear()
             deadline = self.farm.next_deadline_s()
+            if deadline is None:
+                await self._wake.wait()
+                continue
             try:
-                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic()) + 0.01):
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + 0.01):
                     await self._wake.wait()
             except TimeoutError:
                 self._inbox.append((ev.Tick(at=now()), None))
 
     async def _carry_out(self, actions: list[ev.Action]) -> None:
         saves = [action for action in actions if not isinstance(action, ev.Send | ev.Drop)]
+        first_event = self.next_event
         if saves:
             await self._commit([self._closed(save) for save in saves])
-            if any(isinstance(save, ev.SaveAttempt) for save in saves):
-                self._unsynced.set()
         for action in actions:
             if isinstance(action, ev.Send):
                 self.hosts.send(action.host, action.message)
@@ -129,8 +163,9 @@ class Master:
         self.farm.leaving.clear()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        for event in emitted(saves, self.next_event - sum(isinstance(save, ev.Emit) for save in saves)):
-            self._publish_event(event)
+        if self.subscribers:
+            for event in emitted(saves, first_event):
+                self._publish_event(event)
 
     def _closed(self, save: ev.Save) -> ev.Save:
         """Before an attempt's files get their names, nothing writes to them any more."""
@@ -141,11 +176,29 @@ class Master:
         return save
 
     async def _commit(self, saves: list[ev.Save]) -> None:
-        """On disk on return, however long that takes: nobody is told of what could be lost."""
+        """On disk on return, however long that takes: nobody is told of what could be lost.
+
+        Only what waits for the disk is done in the writer thread: to and fro between two threads of one interpreter
+        costs more than what is done there.
+        """
         loop = asyncio.get_running_loop()
+        quick = len(saves) <= INLINE_SAVES and all(
+            not isinstance(save, ev.SaveAttempt)
+            or (
+                save.result.log.complete
+                and not save.result.artifacts
+                and self.spool.is_small(save.job, save.placement.attempt)
+            )
+            for save in saves
+        )
         while True:
             try:
-                await loop.run_in_executor(self._writer, partial(self._write, saves, self.next_event))
+                async with self._writing:
+                    if quick:
+                        self._write(saves, self.next_event)
+                    else:
+                        await loop.run_in_executor(self._writer, partial(self._write, saves, self.next_event))
+                    await loop.run_in_executor(self._writer, self.store.commit)
                 break
             except (OSError, Unwritable) as error:
                 text = f"{self.store.path.parent}: nothing can be recorded: {error}; the farm waits until there is room"
@@ -158,11 +211,16 @@ class Master:
             self.problem = ""
         self.next_event += sum(isinstance(save, ev.Emit) for save in saves)
 
+    async def in_store(self, work: Callable[[], T]) -> T:
+        """What work() gives, which has the store's writing connection to itself, in the writer thread."""
+        async with self._writing:
+            return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
     def _write(self, saves: list[ev.Save], first_event: int) -> None:
-        """In the writer thread: spool files first, then the transaction that makes them count."""
+        """Spool files first, then the transaction that makes them count."""
         rows: list[ev.Save | Published] = []
         records: dict[int, list[dict[str, Any]]] = {}
-        large: list[str] = []
+        has_large = False
         for save in saves:
             if not isinstance(save, ev.SaveAttempt):
                 rows.append(save)
@@ -174,28 +232,47 @@ class Master:
                 record["log"] = {"bytes": info.bytes, "sha256": info.sha256, "complete": False}
             small_log = self.spool.publish(record)
             if small_log is None:
-                large.append(record["spool"])
+                has_large = True
+            else:
+                self._wait_for_sync(save.job, save.placement.attempt, small_log)
             records.setdefault(save.job, []).append(record)
             rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log))
-        if large:  # too much to wait in the store for its fsync
-            self.spool.sync(large)
-        self.store.apply(rows, first_event)
+        if has_large:
+            self.spool.sync_names()
+        self.store.prepare(rows, first_event)
+
+    def _wait_for_sync(self, job: int, attempt: int, small_log: bytes) -> None:
+        self._unsynced.append((job, attempt))
+        self._unsynced_bytes += len(small_log)
 
     async def _sync_spool(self) -> None:
         """Make sure of the spool's files, many at once; until then the store has their content."""
-        loop = asyncio.get_running_loop()
         while True:
-            await self._unsynced.wait()
-            await asyncio.sleep(SYNC_S)
-            self._unsynced.clear()
             try:
-                waiting = await loop.run_in_executor(self._writer, self.store.unsynced)
-                await asyncio.to_thread(self.spool.sync, [record["spool"] for record, _ in waiting])
-                done = [(record["job"], record["attempt"]) for record, _ in waiting]
-                await loop.run_in_executor(self._writer, self.store.synced, done)
-            except (OSError, Unwritable) as error:
+                async with asyncio.timeout(SYNC_S):
+                    await self._sync_due.wait()
+            except TimeoutError:
+                pass
+            self._sync_due.clear()
+            waiting, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
+            if not waiting:
+                continue
+            try:
+                await asyncio.to_thread(self.spool.sync)
+            except OSError as error:
                 log.error("the spool cannot be synced: %s", error)
-                self._unsynced.set()
+                self._unsynced += waiting
+                continue
+            self._synced += waiting
+            self._wake.set()
+
+    async def _forget_synced(self) -> None:
+        synced, self._synced = self._synced, []
+        try:
+            await self.in_store(partial(self.store.synced, synced))
+        except Unwritable as error:  # the disk is full: next time
+            log.error("the store cannot be tidied up: %s", error)
+            self._unsynced += synced
 
     def _drop(self, action: ev.Drop) -> None:
         intake = self.intakes.pop((action.job, action.attempt), None)

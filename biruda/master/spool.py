@@ -1,10 +1,11 @@
 """The spool: what came out, under names that say where. A file appears under its name only when it is whole."""
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class Spool:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._path = os.fspath(directory)
+        self._partial = f"{self._path}/{PARTIAL}"
         try:
             (directory / PARTIAL).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -61,31 +64,38 @@ class Spool:
         """Give an attempt's files their names. May be repeated.
 
         Gives the whole log if it is small: what was published is not yet sure to be on disk, and the caller keeps the
-        bytes until sync() has returned. A large log, and every artifact, is on disk on return.
+        bytes until sync() has returned. A large log, and every artifact, is on disk on return; the names of its files
+        are when sync_names() has returned.
         """
         name, job, attempt = record["spool"], record["job"], record["attempt"]
-        log = self._publish_log(self.partial_log(job, attempt), self.log(name))
+        log = self._publish_log(f"{self._partial}/{job}.{attempt}.log", f"{self._path}/{name}.log")
         if record["artifacts"]:
             self._publish_artifacts(self.partial_artifacts(job, attempt), self.artifacts(name))
-        self._write_whole(self.directory / f"{name}.json", _json(record))
+        self._write_whole(f"{name}.json", _json(record))
         return log
 
-    def _publish_log(self, partial: Path, final: Path) -> bytes | None:
+    def is_small(self, job: int, attempt: int) -> bool:
+        """Whether publishing an attempt waits for no disk: a small log, and no artifact."""
+        try:
+            return os.stat(f"{self._partial}/{job}.{attempt}.log").st_size <= SMALL_LOG_BYTES
+        except FileNotFoundError:
+            return True
+
+    def _publish_log(self, partial: str, final: str) -> bytes | None:
         try:
             fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:  # nothing was printed, or this was done before
             fd = os.open(final, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             partial = final
         try:
-            small = os.fstat(fd).st_size <= SMALL_LOG_BYTES
-            log = os.pread(fd, SMALL_LOG_BYTES, 0) if small else None
-            if not small:
+            log = os.pread(fd, SMALL_LOG_BYTES + 1, 0)
+            if len(log) > SMALL_LOG_BYTES:
                 os.fsync(fd)
         finally:
             os.close(fd)
         if partial != final:
-            partial.replace(final)
-        return log
+            os.replace(partial, final)
+        return log if len(log) <= SMALL_LOG_BYTES else None
 
     def _publish_artifacts(self, partial: Path, final: Path) -> None:
         if not partial.exists():
@@ -102,29 +112,38 @@ class Spool:
         else:
             partial.replace(final)
 
-    def _write_whole(self, path: Path, data: bytes) -> None:
-        temporary = f"{self.directory}/{PARTIAL}/{path.name}"
+    def _write_whole(self, name: str, data: bytes) -> None:
+        temporary = f"{self._partial}/{name}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             while data:  # a disk that is nearly full takes a part
                 data = data[os.write(fd, data) :]
         finally:
             os.close(fd)
-        os.replace(temporary, path)
+        os.replace(temporary, f"{self._path}/{name}")
 
     def restore(self, record: Mapping[str, Any], log: bytes) -> None:
         """Write the files of an attempt that were published and perhaps lost by a power cut. At start."""
         name = record["spool"]
-        self._write_whole(self.log(name), log)
-        self._write_whole(self.directory / f"{name}.json", _json(record))
+        self._write_whole(f"{name}.log", log)
+        self._write_whole(f"{name}.json", _json(record))
 
-    def sync(self, names: Iterable[str]) -> None:
-        """What was published under these names is on disk on return; what was removed since does not matter."""
-        for name in names:
-            for path in (self.log(name), self.directory / f"{name}.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    _fsync(path)
-        _fsync(self.directory)
+    def sync_names(self) -> None:
+        """What was published before has its name on disk on return."""
+        _fsync(self._path)
+
+    def sync(self) -> None:
+        """All that was published before is on disk on return. Blocking, for as long as the disk needs.
+
+        One syncfs(2): cheaper than two fsyncs for each of thousands of small files.
+        """
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), self._path)
+        finally:
+            os.close(fd)
 
     def drop(self, job: int, attempt: int) -> None:
         """Forget what came in of an attempt that is none."""

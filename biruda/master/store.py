@@ -16,7 +16,7 @@ from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 
-MIGRATIONS = ("0001.sql",)
+MIGRATIONS = ("0001.sql", "0002.sql")
 """Numbered, only ever added to; PRAGMA user_version counts those applied."""
 
 INSERT_QUEUED = """
@@ -39,7 +39,9 @@ UPDATE_FINISHED = """
 INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts (job, attempt, record) VALUES (?, ?, ?)"
 INSERT_UNSYNCED = "INSERT OR REPLACE INTO unsynced (job, attempt, log) VALUES (?, ?, ?)"
 SELECT_UNSYNCED = "SELECT record, log FROM unsynced JOIN attempts USING (job, attempt)"
-DELETE_UNSYNCED = "DELETE FROM unsynced WHERE job = ? AND attempt = ?"
+DELETE_UNSYNCED = """
+    DELETE FROM unsynced WHERE (job, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
+"""
 INSERT_HOST = "INSERT OR REPLACE INTO hosts (host, report) VALUES (?, ?)"
 INSERT_EVENT = "INSERT INTO events (id, at_s, kind, job, body) VALUES (?, ?, ?, ?, ?)"
 TRIM_EVENTS = "DELETE FROM events WHERE id <= ?"
@@ -50,9 +52,15 @@ SELECT_LIVE = "SELECT * FROM jobs WHERE state <> 'finished' ORDER BY job"
 SELECT_HOSTS = "SELECT report FROM hosts"
 SELECT_EVENTS = "SELECT id, at_s, kind, job, body FROM events WHERE id > ? ORDER BY id LIMIT ?"
 
+TRIM_EVERY = 1000
+"""Old events are removed once in so many new ones."""
 
 Unwritable = sqlite3.OperationalError
 """The disk is full or the store is locked: it may be tried again."""
+
+
+Connection = sqlite3.Connection
+Row = sqlite3.Row
 
 
 class Published(NamedTuple):
@@ -65,7 +73,7 @@ class Published(NamedTuple):
 
 
 class Store:
-    """One connection. apply() runs in the writer thread only; the reads are short and safe beside it."""
+    """One connection to write with, by one caller at a time, and one for reads, which are short and safe beside it."""
 
     def __init__(self, path: Path, *, event_history: int = 100_000) -> None:
         self.path = path
@@ -106,6 +114,10 @@ class Store:
             script = resources.files("biruda.master").joinpath("schema", name).read_text()
             self._writer.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 
+    def connect(self) -> sqlite3.Connection:
+        """One more connection, for what has nothing to do with jobs; closed with the store."""
+        return self._connect()
+
     def close(self) -> None:
         for connection in reversed(self._connections):
             connection.close()
@@ -113,33 +125,53 @@ class Store:
     # Writing.
 
     def earlier_attempts(self, job: int, before: int) -> list[dict[str, Any]]:
-        """The records of a job's attempts with a smaller number. For the writer thread."""
+        """The records of a job's attempts with a smaller number, as the writing connection sees them."""
         return (
             [orjson.loads(row[0]) for row in self._writer.execute(SELECT_EARLIER, (job, before))] if before > 1 else []
         )
 
     def apply(self, saves: Sequence[ev.Save | Published], first_event: int) -> None:
-        """One transaction, on disk on return. Published stands for a SaveAttempt whose record is made.
+        """prepare() and commit()."""
+        self.prepare(saves, first_event)
+        self.commit()
+
+    def prepare(self, saves: Sequence[ev.Save | Published], first_event: int) -> None:
+        """Put all into one transaction, which commit() ends. Published stands for a SaveAttempt whose record is made.
 
         Raises Unwritable; then nothing of it was done and it may be tried again.
         """
         execute = self._writer.execute
+        events = [save for save in saves if isinstance(save, ev.Emit)]
         execute("BEGIN IMMEDIATE")
         try:
-            event = first_event
             for save in saves:
-                if isinstance(save, ev.Emit):
-                    execute(INSERT_EVENT, (event, save.at_s, save.kind, save.job, orjson.dumps(save.body)))
-                    if event % 1000 == 0:
-                        execute(TRIM_EVENTS, (event - self._event_history,))
-                    event += 1
-                else:
+                if not isinstance(save, ev.Emit):
                     self._save(save)
-            execute("COMMIT")
+            self._writer.executemany(
+                INSERT_EVENT,
+                [
+                    (number, event.at_s, event.kind, event.job, orjson.dumps(event.body))
+                    for number, event in enumerate(events, first_event)
+                ],
+            )
+            last = first_event + len(events) - 1
+            if last // TRIM_EVERY != (first_event - 1) // TRIM_EVERY:
+                execute(TRIM_EVENTS, (last - self._event_history,))
         except BaseException:
-            if self._writer.in_transaction:
-                execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def commit(self) -> None:
+        """All that was prepared is on disk on return. Raises Unwritable; then nothing of it was done."""
+        try:
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
 
     def _save(self, save: ev.Save | Published) -> None:
         execute = self._writer.execute
@@ -173,15 +205,13 @@ class Store:
                 assert_never(save)
 
     def synced(self, attempts: Iterable[tuple[int, int]]) -> None:
-        """The spool files of these attempts are on disk. For the writer thread."""
-        self._writer.execute("BEGIN IMMEDIATE")
-        self._writer.executemany(DELETE_UNSYNCED, attempts)
-        self._writer.execute("COMMIT")
+        """The spool files of these attempts are on disk. Raises Unwritable."""
+        self._writer.execute(DELETE_UNSYNCED, (orjson.dumps(list(attempts)).decode(),))
 
     # Reading.
 
     def unsynced(self) -> list[tuple[dict[str, Any], bytes]]:
-        """(record, log) of the attempts whose spool files may not be on disk. For the writer thread, and at start."""
+        """(record, log) of the attempts whose spool files may not be on disk. At start."""
         rows = self._writer.execute(SELECT_UNSYNCED)
         return [(orjson.loads(record), log) for record, log in rows]
 

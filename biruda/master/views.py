@@ -6,6 +6,7 @@ from typing import Any
 
 from biruda.convert import encode
 from biruda.master import events as ev
+from biruda.master.explaining import why
 from biruda.master.farm import Farm
 from biruda.master.state import Host, LiveJob, Placed
 from biruda.model import AttemptNumber, AttemptResult, EnvironmentReport, JobId, JobSpec
@@ -147,6 +148,7 @@ def coordinator_view(host: Host) -> View:
         "last_contact": instant(host.heard_wall_s),
         "environments": [item.name for item in report.environments],
         "workers": [item.name for item in report.workers],
+        "kinds": [encode(item) for item in report.kinds],
     }
 
 
@@ -187,10 +189,10 @@ def worker_views(farm: Farm) -> list[View]:
 
 
 def why_view(farm: Farm, job: LiveJob) -> View:
-    sentence, rows = farm.why(job)
+    sentence, rows = why(farm, job)
     return {
         "job": job.job,
-        "state": "running" if isinstance(job.state, Placed) else "waiting",
+        "state": "running" if isinstance(job.state, Placed) and job.state.placement.started_s else "waiting",
         "sentence": sentence,
         "environments": [
             {

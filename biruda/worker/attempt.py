@@ -13,10 +13,11 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from biruda.messages import Assignment, AttemptEnded, FromWorker, Notice, StepEnded, StepStarted, encode
-from biruda.model import Artifact, AttemptResult, Outcome, Step, StepResult
+from biruda.model import Artifact, AttemptResult, Kind, Outcome, Step, StepResult
 from biruda.process import account_of
 from biruda.worker.cleanup import give_tree, make_directory, remove_tree
 from biruda.worker.ending import KILL_S, POLL_S, Ending
+from biruda.worker.holding import hold_to
 from biruda.worker.log import Log
 from biruda.worker.opening import Opening
 from biruda.worker.processes import group_lives, processes_of
@@ -59,6 +60,7 @@ class Attempt:
         self._wakes = wakes  # the end of a child interrupts the poll
         self._verdict = Verdict()
         self._next = 0
+        self._has_work = False
         self._argv = reported_argv(assignment.recipe)
         self._began_at_s = time.time()
         self._steps_began_s = 0.0
@@ -76,7 +78,8 @@ class Attempt:
 
     def _room_of(self, opening: Opening) -> Room:
         try:
-            return file_room(opening.room_path, opening.room_fd) or MemoryRoom()
+            room = file_room(opening.room_path, opening.room_fd, opening.room_bytes)
+            return room or MemoryRoom(opening.memory_room_bytes)
         except OSError as error:
             self._room_problem = error
             return MemoryRoom()
@@ -85,9 +88,13 @@ class Attempt:
         """Make the directory and find the account. Raises EnvironmentFault and OSError."""
         if self._room_problem is not None:
             raise self._room_problem
+        if self._opening.kind is Kind.QEMU:
+            hold_to(self.assignment.recipe.limits)
         account = account_of(self._opening.user) if self._opening.user else None
         self._scene = replace(self._scene, account=account)
-        make_directory(self._opening.work, account)
+        contained = self._opening.kind not in (Kind.THREAD, Kind.PROCESS, Kind.SSH)
+        make_directory(self._opening.work, account, replaces=contained)
+        self._has_work = True
         if self.assignment.source is not None:
             self._intake = SourceIntake(self._opening.work)
             self.phase = Phase.SOURCE
@@ -133,6 +140,11 @@ class Attempt:
         self._verdict.fault(Outcome.INFRA, why)
         if self.phase is not Phase.ENDED:
             self.phase = Phase.ENDING
+
+    @property
+    def awaits_source(self) -> bool:
+        """True until the whole source pack has come."""
+        return self.phase is Phase.SOURCE
 
     @property
     def is_killing(self) -> bool:
@@ -315,7 +327,9 @@ class Attempt:
         if self._intake is not None:
             self._intake.close()
         os.close(self._scene.stdin)
-        problems = remove_tree(self._opening.work, keep=self._opening.reuse)
+        problems: list[str] = []
+        if self._has_work:  # what it has not made is not its to remove
+            problems += remove_tree(self._opening.work, keep=self._opening.reuse)
         for index, step in enumerate(self.assignment.recipe.steps[: self._next]):
             if step.script is not None:
                 problems += remove_tree(self._scene.script_path(index))

@@ -4,18 +4,29 @@ import os
 import stat
 from collections.abc import Iterator
 
+from biruda.errors import EnvironmentFault
 from biruda.process import Account
 
 _DEEP = 100
 """Directories below this depth are moved up before they are emptied: descriptors and path lengths are bounded."""
 
 
-def make_directory(path: str, account: Account | None) -> None:
-    """An empty directory as if new; what a killed worker left there is removed. Raises OSError."""
+_made: set[str] = set()
+"""The directories that this process has made."""
+
+
+def make_directory(path: str, account: Account | None, *, replaces: bool = True) -> None:
+    """An empty directory as if new. What is there is removed where `replaces` allows it, or this process had made it.
+
+    Raises EnvironmentFault for anything else that is there, OSError.
+    """
     if not _is_as_new(path):
+        if os.path.lexists(path) and not replaces and path not in _made:
+            raise EnvironmentFault(f"{path}: the work directory is there already, and not empty", hint="remove it")
         remove_tree(path)
         os.makedirs(path)
         os.chmod(path, 0o755)
+        _made.add(path)
     if account is not None:
         os.chown(path, account.uid, account.gid)
 
@@ -96,6 +107,8 @@ def _empty(fd: int, top: int, depth: int, problems: list[str]) -> bool:
             finally:
                 os.close(child)
             os.rmdir(name, dir_fd=fd)
+        except FileNotFoundError:  # a zygote that outlived its coordinator removes what a later one does
+            continue
         except OSError as error:
             problems.append(f"{name}: {os.strerror(error.errno or 0)}")
     return moved

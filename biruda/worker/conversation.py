@@ -1,29 +1,37 @@
 """What is said on one connection, from hello to its end. Nothing of it carries over to the next one."""
 
+import math
 import os
 import socket
+import time
 
 from biruda.frames import WINDOW_BYTES
 from biruda.messages import PROTOCOL, AttemptEnded, StepEnded, StepStarted, WorkerHello
 from biruda.model import Facts
 from biruda.worker.attempt import Attempt
-from biruda.worker.link import Link
+from biruda.worker.link import Link, Stream
 from biruda.worker.opening import Opening
 from biruda.worker.streams import LOG_CHANNEL, Streams
+
+SOON_S = 0.002
+"""So long a step's begin and end wait for company: most of what a short attempt says is in its result again."""
 
 
 class Conversation:
     """One connection, who is on it, and how much of the attempt it has carried."""
 
-    def __init__(self, connection: socket.socket, opening: Opening) -> None:
-        has_file = bool(opening.room_path) or opening.room_fd >= 0
-        self.link = Link(connection, WINDOW_BYTES if has_file else WINDOW_BYTES // 2)
+    def __init__(self, connection: socket.socket | Stream, opening: Opening) -> None:
+        self._has_file = bool(opening.room_path) or opening.room_fd >= 0
+        has_room = self._has_file or opening.memory_room_bytes >= 2 * WINDOW_BYTES
+        self.link = Link(connection, WINDOW_BYTES if has_room else WINDOW_BYTES // 2)
         self.attached = False  # a coordinator has said who it is
         self._opening = opening
         self._streams: Streams | None = None
         self._told_end = False
+        self._waiting: list[StepStarted | StepEnded] = []
+        self.tells_at_s = math.inf  # when what waits is to be told, on the monotonic clock
 
-    def greet(self, attempt: Attempt | None, facts: Facts | None) -> None:
+    def greet(self, attempt: Attempt | None, facts: Facts | None, *, arch: str = "", boot_id: str = "") -> None:
         """Say who is here and what it holds."""
         job, number = attempt.key if attempt is not None else (0, 0)
         self.link.tell(
@@ -39,8 +47,28 @@ class Conversation:
                 log_end=attempt.log.room.end if attempt is not None else 0,
                 steps=tuple(result for _, result in sorted(attempt.results.items())) if attempt is not None else (),
                 ended=attempt is not None and attempt.ended is not None,
+                awaits_source=attempt is not None and attempt.awaits_source,
+                arch=arch,
+                boot_id=boot_id,
             )
         )
+
+    def tell_soon(self, message: StepStarted | StepEnded) -> None:
+        """Tell it within SOON_S, or never if the attempt's result, which has it too, comes before."""
+        if not self._waiting:
+            self.tells_at_s = time.monotonic() + SOON_S
+        self._waiting.append(message)
+
+    def tell_waiting(self, now_s: float) -> None:
+        """Tell what has waited long enough."""
+        if now_s >= self.tells_at_s:
+            for message in self._waiting:
+                self.link.tell(message)
+            self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self.tells_at_s = math.inf
 
     def begin(self, attempt: Attempt) -> None:
         """Carry an attempt that was assigned here: its log is wanted from the first byte."""
@@ -64,7 +92,7 @@ class Conversation:
 
     def _streams_of(self, attempt: Attempt) -> Streams:
         job, number = attempt.key
-        return Streams(self.link, job, number, attempt.log, self._opening.work)
+        return Streams(self.link, job, number, attempt.log, self._opening.work, is_seen=self._has_file)
 
     def want(self, streams: tuple[tuple[int, int], ...]) -> None:
         """The peer asks for channels from offsets."""
@@ -86,6 +114,7 @@ class Conversation:
         # After the log, so that who has this message has the log too.
         if attempt.ended is not None and not self._told_end and self._streams.log_is_sent:
             self._told_end = True
+            self._drop_waiting()
             self._streams.ended(attempt.ended.artifacts)
             job, number = attempt.key
             self.link.tell(AttemptEnded(job=job, attempt=number, result=attempt.ended))

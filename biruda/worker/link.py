@@ -1,9 +1,10 @@
-"""One connection to a coordinator: frames in and out of a non-blocking socket, within what it may send."""
+"""One connection to a coordinator: frames in and out of a stream that never blocks, within what it may send."""
 
 import socket
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol
 
 from biruda.errors import PeerError
 from biruda.frames import (
@@ -27,15 +28,31 @@ KEPT_FRAMES = 1024
 _PIECES = 64
 
 
+class Stream(Protocol):
+    """A connection that is no socket; the names and the ways to fail are those of one."""
+
+    def fileno(self) -> int:
+        """Ready when recv_into() has something."""
+
+    def out_fileno(self) -> int:
+        """Ready when sendmsg() takes something."""
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """How many bytes came; 0 at the end. Raises BlockingIOError."""
+
+    def sendmsg(self, pieces: list[memoryview]) -> int:
+        """How many bytes of the pieces were taken. Raises BlockingIOError, OSError."""
+
+    def close(self) -> None:
+        """May be called again."""
+
+
 class Link:
     """A connection and the fresh session on it. It is lost for good when `lost` is true or receive() raised."""
 
-    def __init__(self, connection: socket.socket, window_bytes: int) -> None:
-        connection.setblocking(False)
-        try:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        except OSError:  # not every stream has one
-            pass
+    def __init__(self, connection: socket.socket | Stream, window_bytes: int) -> None:
+        if isinstance(connection, socket.socket):
+            _prepare(connection)
         self.lost = False
         self.is_blocked = False  # the socket takes no more: flush() again when it does
         self.log_acknowledged = 0  # the peer has the log up to here
@@ -50,6 +67,11 @@ class Link:
 
     def fileno(self) -> int:
         return self._connection.fileno()
+
+    def out_fileno(self) -> int:
+        """What to wait for when it is blocked."""
+        connection = self._connection
+        return connection.fileno() if isinstance(connection, socket.socket) else connection.out_fileno()
 
     @property
     def may_send_data(self) -> bool:
@@ -151,3 +173,11 @@ class Link:
         self.lost = True
         self._unsent.clear()
         self._connection.close()
+
+
+def _prepare(connection: socket.socket) -> None:
+    connection.setblocking(False)
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    except OSError:  # not every stream has one
+        pass

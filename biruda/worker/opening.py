@@ -1,6 +1,7 @@
 """What a spawner tells a worker about itself at birth. Everything else comes over the stream."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from biruda.model import Kind
 
@@ -16,10 +17,14 @@ class Opening:
     lease_s: float = 60.0  # how long an idle or unattached worker waits before Attach says otherwise
     room_path: str = ""  # file for unsent log bytes, opened anew for each attempt; "" when room_fd or none
     room_fd: int = -1  # the same, already open (an environment that cannot see the host's files)
+    room_bytes: int = 8 << 30  # how much of that may be unacknowledged before the job is slowed down
+    memory_room_bytes: int = 4 << 20  # how much of it is kept where there is neither
     owns_pids: bool = False  # PID 1 of its own PID namespace: whatever else lives in it is the attempt's
     subreaper: bool = False  # orphans of the attempt come to this process, which must end and reap them
     cgroup: str = ""  # a cgroup v2 directory with this worker and its attempt only; "" where there is none
     reuse: bool = False  # serves attempt after attempt; else ends after the first was recorded
     guess: bool = False  # put executed guess-env facts into WorkerHello
+    personality32: bool = False  # a 32-bit root under a 64-bit kernel: what runs here shall see a 32-bit machine
     user: str = ""  # user name or uid to run steps as, resolved inside the environment
+    variables: Mapping[str, str] = field(default_factory=dict)  # of every step, where nothing else says otherwise
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

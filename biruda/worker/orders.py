@@ -20,6 +20,8 @@ from biruda.messages import (
     Cancel,
     FromWorker,
     Notice,
+    StepEnded,
+    StepStarted,
     StreamsWanted,
     ToWorker,
     WorkerIdle,
@@ -95,7 +97,7 @@ class Orders:
                 conversation.want(message.streams)
             case AttemptRecorded():
                 if held is None or held.ended is not None:
-                    self._forget(conversation)
+                    self._forget(conversation, says_idle=not message.next_follows)
 
     def _attach(self, conversation: Conversation, message: Attach) -> None:
         if message.protocol != PROTOCOL:
@@ -153,7 +155,7 @@ class Orders:
         )
         conversation.link.tell(AttemptEnded(job=assignment.job, attempt=assignment.attempt, result=result))
 
-    def _forget(self, conversation: Conversation) -> None:
+    def _forget(self, conversation: Conversation, *, says_idle: bool) -> None:
         """The attempt is safe with the coordinator: remove all of it, then end, or be ready for the next one."""
         conversation.forget()
         if self.attempt is not None:
@@ -162,7 +164,8 @@ class Orders:
             self.is_done = True
             return
         self.lease_s = self._idle_lease_s
-        conversation.link.tell(WorkerIdle(worker=self._opening.worker))
+        if says_idle:
+            conversation.link.tell(WorkerIdle(worker=self._opening.worker))
 
     def remove(self, attempt: Attempt) -> None:
         """Nothing of the attempt is left, or what is left is said."""
@@ -173,7 +176,10 @@ class Orders:
     def tell(self, message: FromWorker) -> None:
         """To the coordinator, if one is there. Notices are kept for the next one; the rest it hears anyway."""
         if self.conversation is not None and self.conversation.attached:
-            self.conversation.link.tell(message)
+            if isinstance(message, StepStarted | StepEnded):
+                self.conversation.tell_soon(message)
+            else:
+                self.conversation.link.tell(message)
         elif isinstance(message, Notice):
             self._notices = [*self._notices, message][-_NOTICES_KEPT:]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from biruda.frames import DATA_BYTES
 
 MEMORY_BYTES = 4 << 20
-"""How much of a log a room without a file holds."""
+"""How much of a log a room without a file holds, and how much of a larger one stays in memory when it is empty."""
 
 FILE_LIMIT_BYTES = 8 << 30
 """How much a room's file may be ahead of the acknowledgements."""
@@ -61,7 +61,10 @@ class MemoryRoom:
         self.end = 0
         self.pending = bytearray()
         self.problem = ""
-        self._ring = memoryview(untouched(capacity_bytes))
+        self._memory = untouched(capacity_bytes)
+        self._ring = memoryview(self._memory)
+        self._origin = 0  # the offset whose place is the ring's first byte
+        self._peak_bytes = 0  # held at once since the ring was empty
 
     @property
     def space(self) -> int:
@@ -74,11 +77,12 @@ class MemoryRoom:
         """How many of the next bytes went into the ring."""
         capacity = len(self._ring)
         size = 0 if self.pending else min(len(data), capacity - (self.end - self.start))
-        at = self.end % capacity
+        at = (self.end - self._origin) % capacity
         first = min(size, capacity - at)
         self._ring[at : at + first] = data[:first]
         self._ring[: size - first] = data[first:size]
         self.end += size
+        self._peak_bytes = max(self._peak_bytes, self.end - self.start)
         return size
 
     def retry(self) -> None:
@@ -86,13 +90,22 @@ class MemoryRoom:
         self.append(memoryview(waiting))
 
     def read(self, offset: int, size: int) -> bytes:
-        at = offset % len(self._ring)
+        at = (offset - self._origin) % len(self._ring)
         return bytes(self._ring[at : at + min(size, self.end - offset)])
 
     def release(self, offset: int) -> None:
         self.start = min(max(self.start, offset), self.end)
+        if self.start == self.end:
+            self._rewind()
         if self.pending:
             self.retry()
+
+    def _rewind(self) -> None:
+        """Begin at the ring's first byte again: what was never needed at once shall not become memory in use."""
+        self._origin = self.end
+        if self._peak_bytes > MEMORY_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+        self._peak_bytes = 0
 
     def close(self) -> None:
         self._ring = memoryview(b"")
@@ -161,8 +174,8 @@ class FileRoom:
             self._owned = False
 
 
-def file_room(path: str, fd: int) -> FileRoom | None:
+def file_room(path: str, fd: int, limit_bytes: int = FILE_LIMIT_BYTES) -> FileRoom | None:
     """The room in the file that a spawner named or opened, None where there is none. Raises OSError."""
     if path:
-        return FileRoom.at(path)
-    return FileRoom(fd, owned=False) if fd >= 0 else None
+        return FileRoom.at(path, limit_bytes)
+    return FileRoom(fd, owned=False, limit_bytes=limit_bytes) if fd >= 0 else None

@@ -1,13 +1,15 @@
 """The worker: one poll loop that serves a coordinator, whichever is there, and runs one attempt at a time.
 
 It starts on a connection. When that ends, an attempt goes on and a new connection is accepted; without an attempt the
-worker ends. It trusts the coordinator with what to do, but no byte of what it says to be well-formed.
+worker ends. On a wire, which shows no end of a connection, it is also the end of one when nothing was heard for the
+length of the lease. It trusts the coordinator with what to do, but no byte of what it says to be well-formed.
 
     serve.py    the loop, the connection, the lease     conversation.py   what goes over one connection
     orders.py   what the coordinator wants              link.py           frames in and out of a socket
     attempt.py  one attempt: source, steps, ending      streams.py        how far the log and the artifacts are sent
     steps.py    one step and its limits                 log.py, room.py   what was printed and is not yet acknowledged
     ending.py   kill, drain, collect                    processes.py, artifacts.py, cleanup.py, verdict.py   its parts
+    wire.py     connections where there is no socket    entry.py          an injected worker's start
 """
 
 import hashlib
@@ -45,10 +47,13 @@ from biruda.model import Artifact, AttemptResult, Facts, Kind, LogInfo, Outcome,
 from biruda.worker.attempt import Attempt
 from biruda.worker.conversation import Conversation
 from biruda.worker.ending import KILL_S
+from biruda.worker.identity import Identity, identity
+from biruda.worker.link import Stream
 from biruda.worker.opening import Opening
 from biruda.worker.orders import Orders
 from biruda.worker.processes import reap_orphans
 from biruda.worker.signals import own_signals
+from biruda.worker.wire import Wire
 
 _ABANDON_POLL_MS = 2
 _LONGEST_S = 3600.0
@@ -117,7 +122,21 @@ def serve(connection: socket.socket, listener: socket.socket | None, opening: Op
         _serve(connection, listener, opening, child_fd)
 
 
-def _serve(connection: socket.socket, listener: socket.socket | None, opening: Opening, child_fd: int) -> None:
+def serve_over(read_fd: int, write_fd: int, opening: Opening, *, reopens: bool = False) -> None:
+    """Serve on a wire (see biruda.wire) until there is nothing more to do here; then nothing of an attempt is left.
+
+    The descriptors stay the caller's, and become non-blocking; they may be the same. Whoever is there has to say so by
+    a mark, and to be heard within each lease. With `reopens`, as for a virtual machine's port, the end of read_fd is
+    that of a connection; else it is that of the worker. Signal handlers are set, and set back at the end.
+    """
+    wire = Wire(read_fd, write_fd, opening.nonce, reopens=reopens)
+    with own_signals() as child_fd:
+        _serve(None, wire, opening, child_fd)
+
+
+def _serve(
+    connection: socket.socket | None, listener: socket.socket | Wire | None, opening: Opening, child_fd: int
+) -> None:
     worker = Worker(connection, listener, opening, child_fd)
     try:
         worker.run()
@@ -129,16 +148,23 @@ class Worker:
     """What happens between one turn of poll and the next."""
 
     def __init__(
-        self, connection: socket.socket, listener: socket.socket | None, opening: Opening, child_fd: int
+        self,
+        connection: socket.socket | None,
+        listener: socket.socket | Wire | None,
+        opening: Opening,
+        child_fd: int,
     ) -> None:
         self._opening = opening
         self._listener = listener
+        self._wire = listener if isinstance(listener, Wire) else None
         self._child_fd = child_fd
         self._orders = Orders(opening, wakes=child_fd >= 0)
         self._facts = _facts() if opening.guess else None
-        self._alone_since_s = time.monotonic()  # counts while no coordinator is attached
-        self._connect(connection)
-        if listener is not None:
+        self._identity = identity() if self._wire is not None else Identity()
+        self._alone_since_s = time.monotonic()  # counts while no coordinator is attached, or on a wire none is heard
+        if connection is not None:
+            self._connect(connection)
+        if isinstance(listener, socket.socket):
             listener.setblocking(False)
 
     def run(self) -> None:
@@ -162,14 +188,16 @@ class Worker:
 
     def _descriptors(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
-        if self._listener is not None:
+        if self._listener is not None and not self._rests:
             wanted[self._listener.fileno()] = select.POLLIN
         if self._child_fd >= 0:
             wanted[self._child_fd] = select.POLLIN
         conversation, attempt = self._orders.conversation, self._orders.attempt
         if conversation is not None:
             link = conversation.link
-            wanted[link.fileno()] = select.POLLIN | (select.POLLOUT if link.is_blocked else 0)
+            wanted[link.fileno()] = select.POLLIN
+            if link.is_blocked:
+                wanted[link.out_fileno()] = wanted.get(link.out_fileno(), 0) | select.POLLOUT
         if attempt is not None:
             if attempt.log.read_fd >= 0 and attempt.log.may_read:
                 wanted[attempt.log.read_fd] = select.POLLIN
@@ -177,9 +205,17 @@ class Worker:
                 wanted[attempt.running.child.pidfd] = select.POLLIN
         return wanted
 
+    @property
+    def _rests(self) -> bool:
+        return self._wire is not None and time.monotonic() < self._wire.rests_until_s
+
     def _timeout_ms(self) -> int | None:
         now_s = time.monotonic()
         wanted_s = self._lease_end_s
+        if self._rests and self._wire is not None:
+            wanted_s = min(wanted_s, self._wire.rests_until_s)
+        if self._orders.conversation is not None:
+            wanted_s = min(wanted_s, self._orders.conversation.tells_at_s)
         if self._orders.attempt is not None:
             wanted_s = min(wanted_s, self._orders.attempt.next_s(now_s))
         if not wanted_s - now_s < _LONGEST_S:  # also what is no number: a limit that somebody set to NaN
@@ -189,21 +225,28 @@ class Worker:
     @property
     def _lease_end_s(self) -> float:
         conversation = self._orders.conversation
-        if conversation is not None and conversation.attached:
+        if conversation is not None and conversation.attached and self._wire is None:
             return math.inf
         return self._alone_since_s + self._orders.lease_s
 
     def _is_over(self) -> bool:
-        conversation = self._orders.conversation
-        if conversation is None and (self._orders.attempt is None or self._listener is None):
-            return True
-        return self._orders.is_done or time.monotonic() >= self._lease_end_s
+        if self._orders.conversation is None:
+            is_awaited = self._orders.attempt is not None or (self._wire is not None and not self._wire.was_used)
+            if self._listener is None or not is_awaited:
+                return True
+        return self._orders.is_done or (time.monotonic() >= self._lease_end_s and not self._is_spoken_to())
+
+    def _is_spoken_to(self) -> bool:
+        """Whether there is something on the wire that this worker was too busy to hear."""
+        return self._wire is not None and not self._rests and self._wire.has_something()
 
     def _turn(self, ready: set[int]) -> None:
         if self._child_fd in ready:
             _empty(self._child_fd)
         if self._listener is not None and self._listener.fileno() in ready:
             self._accept(self._listener)
+            if self._wire is not None:
+                self._alone_since_s = max(self._alone_since_s, self._wire.heard_at_s)
         conversation = self._orders.conversation
         if conversation is not None and conversation.link.fileno() in ready:
             self._listen(conversation)
@@ -217,6 +260,7 @@ class Worker:
             self._reap()  # after the step's own process was looked at
         conversation = self._orders.conversation
         if conversation is not None:
+            conversation.tell_waiting(time.monotonic())
             conversation.link.flush()
             if conversation.link.lost:
                 self._disconnect()
@@ -239,18 +283,23 @@ class Worker:
             running = self._orders.attempt.running if self._orders.attempt is not None else None
             reap_orphans(running.child.pid if running is not None and running.exit is None else 0)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket | Wire) -> None:
+        connection: socket.socket | Stream
         try:
             connection, _ = listener.accept()
-        except OSError:  # it has gone again
+        except OSError:  # it has gone again, or none has come
+            return
+        except EOFError:  # nobody can come any more
+            self._listener = None
             return
         self._connect(connection)
 
-    def _connect(self, connection: socket.socket) -> None:
+    def _connect(self, connection: socket.socket | Stream) -> None:
         """Speak on a new connection from now on; an older one is closed."""
         self._disconnect()
         self._orders.conversation = Conversation(connection, self._opening)
-        self._orders.conversation.greet(self._orders.attempt, self._facts)
+        who = self._identity
+        self._orders.conversation.greet(self._orders.attempt, self._facts, arch=who.arch, boot_id=who.boot_id)
         self._orders.conversation.link.flush()
 
     def _disconnect(self) -> None:
@@ -296,7 +345,7 @@ class Worker:
 
 def _facts() -> Facts:
     guess = guess_here().as_dict()
-    return convert_decode(Facts, {name: guess[name] for name in Facts.__dataclass_fields__})
+    return convert_decode(Facts, {name: guess[name] for name in Facts.__dataclass_fields__ if name in guess})
 
 
 def _empty(fd: int) -> None:

@@ -64,6 +64,7 @@ def environment_of(scene: Scene, step: Step, cwd: str) -> dict[str, str]:
         "BIRUDA_JOB": str(scene.assignment.job),
         "BIRUDA_ATTEMPT": str(scene.assignment.attempt),
         "BIRUDA_STEP": step.name,
+        **scene.opening.variables,
         **scene.variables,
         **scene.assignment.recipe.env,
         **step.env,
@@ -76,7 +77,7 @@ def launch(scene: Scene, index: int, step: Step) -> Child:
     argv = list(step.argv)
     env = environment_of(scene, step, cwd)
     try:
-        _check_directory(scene.opening.work, cwd, step.cwd or "the work directory")
+        _check_directory(scene.opening.work, cwd, step.cwd)
         if step.script is not None:
             argv.append(_write_script(scene, index, step.script))
         if not argv:
@@ -89,9 +90,10 @@ def launch(scene: Scene, index: int, step: Step) -> Child:
 
 
 def _check_directory(work: str, cwd: str, name: str) -> None:
-    if not is_inside(os.path.realpath(cwd), work):
+    if name and not is_inside(os.path.realpath(cwd), work):
         raise CannotStart(126, f"{name}: outside the work directory")
     if not os.path.isdir(cwd):
+        name = name or "the work directory"
         raise CannotStart(126, f"{name}: not a directory" if os.path.exists(cwd) else f"{name}: no such directory")
 
 

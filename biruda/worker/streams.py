@@ -13,9 +13,12 @@ LOG_CHANNEL = 0
 
 
 class Streams:
-    """The cursors of one attempt on one link. Until the log is asked for (want), none of it is sent."""
+    """The cursors of one attempt on one link. Until the log is asked for (want), none of it is sent.
 
-    def __init__(self, link: Link, job: int, attempt: int, log: Log, work: str) -> None:
+    is_seen: the peer reads the log's room itself, so that it need not ask for what it has.
+    """
+
+    def __init__(self, link: Link, job: int, attempt: int, log: Log, work: str, *, is_seen: bool = True) -> None:
         self._link = link
         self._job = job
         self._attempt = attempt
@@ -23,13 +26,14 @@ class Streams:
         self._work = work
         self._artifacts: tuple[Artifact, ...] = ()
         self._cursor: int | None = None
+        self._is_due = not is_seen  # the log has to be asked for before the result may be told
         self._wanted: dict[int, int] = {}  # channel -> offset, in the order asked
         self._open: tuple[int, int] | None = None  # channel, descriptor of the artifact under way
 
     @property
     def log_is_sent(self) -> bool:
-        """True when the peer was sent the log up to now, or did not ask for it."""
-        return self._cursor is None or self._cursor >= self._log.end
+        """True when the peer was sent the log up to now, or has it without asking."""
+        return self._cursor >= self._log.end if self._cursor is not None else not self._is_due
 
     def ended(self, artifacts: tuple[Artifact, ...]) -> None:
         """The attempt has ended with these, which may now be asked for."""
@@ -40,6 +44,7 @@ class Streams:
         if channel == LOG_CHANNEL:
             room = self._log.room
             room.release(offset)
+            self._is_due = False
             self._cursor = min(max(offset, room.start), room.end)
         elif channel <= len(self._artifacts):
             self._wanted[channel] = min(offset, self._artifacts[channel - 1].bytes)

@@ -659,18 +659,25 @@ def test_what_no_suite_can_be_is_refused(farm: Farm, options: dict[str, Any], wh
 
 
 def test_an_architecture_runs_natively_or_by_a_handler(tmp_path: Path) -> None:
-    check_arch("amd64", "amd64", tmp_path)
-    check_arch("i386", "amd64", tmp_path)
+    told: list[str] = []
+
+    def check(arch: str, host_arch: str) -> None:
+        check_arch(arch, host_arch, told.append, directory=str(tmp_path))
+
+    check("amd64", "amd64")
+    check("i386", "amd64")
     with pytest.raises(UserError, match="cannot run programs for amd64"):
-        check_arch("amd64", "i386", tmp_path)
-    with pytest.raises(UserError, match=r"no enabled .*/qemu-aarch64") as caught:
-        check_arch("arm64", "amd64", tmp_path)
-    assert "qemu-user-static" in caught.value.hint
-    (tmp_path / "qemu-aarch64").write_text("disabled\n")
-    with pytest.raises(UserError):
-        check_arch("arm64", "amd64", tmp_path)
-    (tmp_path / "qemu-aarch64").write_text("enabled\ninterpreter /usr/bin/qemu-aarch64-static\n")
-    check_arch("arm64", "amd64", tmp_path)
+        check("amd64", "i386")
+    (tmp_path / "register").touch()
+    with pytest.raises(UserError, match="qemu-aarch64 is not registered") as caught:
+        check("arm64", "amd64")
+    assert "--emulate" in caught.value.hint
+    (tmp_path / "qemu-aarch64").write_text("disabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: OCF\n")
+    with pytest.raises(UserError, match="but disabled"):
+        check("arm64", "amd64")
+    (tmp_path / "qemu-aarch64").write_text("enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: OCF\n")
+    check("arm64", "amd64")
+    assert told == []
 
 
 # --- what this host's apt knows

@@ -19,7 +19,7 @@ from yarl import URL
 
 from biruda import VERSION
 from biruda.link import Link, dial
-from biruda.master import api, openapi
+from biruda.master import api, api_joining, openapi
 from biruda.master import service as service_module
 from biruda.master.service import Master
 from biruda.messages import PROTOCOL, EnvironmentCommand, SamplesWanted
@@ -692,6 +692,7 @@ async def test_coordinators_are_listed_and_told(tmp_path: Path) -> None:
             "version": "0",
             "environments": ["bookworm"],
             "workers": ["web"],
+            "kinds": [],
         }
         assert (await client.ask("POST", "/api/v1/coordinators/h1/reload")).status == 200
         assert client.host.heard_of(EnvironmentCommand)[-1].action == "reload"
@@ -865,7 +866,7 @@ async def test_the_links_session_outlives_its_connections(tmp_path: Path) -> Non
 
 def routes() -> set[tuple[str, str]]:
     found = set()
-    for route in api.routes:
+    for route in (*api.routes, *api_joining.routes):
         assert isinstance(route, aiohttp.web.RouteDef)
         found.add((route.method.lower(), re.sub(r":[^}]*\}", "}", route.path)))
     return found - {("get", "/api/v1/link")}

@@ -9,11 +9,11 @@ import pytest
 
 from biruda.errors import NotFound
 from biruda.master import events as ev
-from biruda.master import named
+from biruda.master import explaining, named
 from biruda.master.farm import Farm
 from biruda.master.requests import Ambiguous, WorkerSelection
 from biruda.master.state import AHEAD_MOST, Placed, Waiting
-from biruda.messages import Assign, Assignment, AttemptRecorded, AttemptReport, Cancel, StreamsWanted
+from biruda.messages import Assign, Assignment, AttemptRecorded, AttemptReport, Cancel
 from biruda.model import AttemptResult, JobSpec, Kind, Outcome
 from tests.fakes import environment, host_report, job_spec, recipe, result, step_result, worker
 
@@ -668,7 +668,7 @@ def test_a_placed_job_of_a_host_that_nobody_remembers_is_kept(begun: Story) -> N
 
 
 def why(story: Story, job: int = 1) -> str:
-    sentence, _ = story.farm.why(story.farm.jobs[job])
+    sentence, _ = explaining.why(story.farm, story.farm.jobs[job])
     return sentence
 
 
@@ -680,7 +680,7 @@ def test_why_nobody_is_there(story: Story) -> None:
 def test_why_nothing_fits(story: Story) -> None:
     story.report(environments=(environment(), environment("alpine", platform="alpine3.20")))
     story.submit(job_spec(platform="debian7", arch="i386"))
-    sentence, rows = story.farm.why(story.farm.jobs[1])
+    sentence, rows = explaining.why(story.farm, story.farm.jobs[1])
     assert sentence == "no environment fits platform=debian7,arch=i386"
     assert [(offer.name, fits, reason) for _, offer, fits, reason in rows] == [
         ("bookworm", False, "platform = debian12, not debian7; arch = amd64, not i386"),
@@ -726,14 +726,12 @@ def test_why_others_are_first(story: Story) -> None:
     assert why(story, 4).endswith(": 2 jobs are before it")
 
 
-def test_why_it_does_not_wait(placed: Story) -> None:
-    assert why(placed) == "it does not wait: attempt 1 is on h1 in bookworm"
+def test_why_it_does_not_wait(begun: Story) -> None:
+    assert why(begun) == "it does not wait: attempt 1 is on h1 in bookworm"
 
 
-def test_a_log_is_asked_for_where_it_is(begun: Story) -> None:
-    send = begun.farm.log_wanted(1, 55)
-    assert send == ev.Send(host="h1", message=StreamsWanted(job=1, attempt=1, streams=((0, 55),)))
-    assert begun.farm.log_wanted(2, 0) is None
+def test_why_it_waits_where_it_was_sent(placed: Story) -> None:
+    assert why(placed) == "attempt 1 was sent to h1 in bookworm: it begins when a slot there is free"
 
 
 # Named workers.
@@ -754,7 +752,7 @@ def offers() -> Story:
 
 
 def started(story: Story, name: str, **wanted: Any) -> list[tuple[str, str]]:
-    specs = named.start_specs(story.farm, name, WorkerSelection(**wanted), "somebody")
+    specs = named.start_specs(story.farm, name, WorkerSelection(**wanted), "somebody", 2)
     story.submit(*specs)
     return list(story.assigned().values())
 
@@ -802,10 +800,10 @@ def test_a_worker_runs_only_where_it_is_offered(story: Story) -> None:
     story.report(host="h1", slots=1, workers=(worker("web"),))
     story.report(host="h2", slots=5)
     for _ in range(3):
-        story.submit(*named.start_specs(story.farm, "web", WorkerSelection(), "u"))
+        story.submit(*named.start_specs(story.farm, "web", WorkerSelection(), "u", 2))
     assert set(story.farm.hosts["h2"].running) == set()
     assert len(story.farm.hosts["h1"].running) == 1
-    _, rows = story.farm.why(story.farm.jobs[3])
+    _, rows = explaining.why(story.farm, story.farm.jobs[3])
     assert [(host.report.host, fits, reason) for host, _, fits, reason in rows][1] == (
         "h2",
         False,

@@ -229,13 +229,17 @@ async def test_an_attempt_without_an_end_has_no_result(intake: Intake) -> None:
     assert intake.close() is None
 
 
-async def test_times_of_a_long_log_stay_few_and_ascend(intake: Intake) -> None:
-    for number in range(5000):
-        await give(intake, number, b"x", elapsed_ms=number * 3)
-    times = intake.times()
-    assert 100 < len(times) < intake_module.TIMES
-    assert times == sorted(times)
-    assert times[0] == (1, 0)
+async def test_a_log_that_its_host_has_lost_ends_where_it_is(intake: Intake) -> None:
+    await give(intake, 0, b"the begin")
+    await give(intake, 9, b"")  # of a running attempt it means nothing
+    intake.expect(result(log=b"the begin and the end"))
+    assert not intake.log_is_here
+    await give(intake, 9, b"")
+    assert intake.log_is_here
+    assert not intake.log_differs()
+    ended = intake.close()
+    assert ended is not None
+    assert ended.log == log_info(b"the begin", complete=False)
 
 
 # Artifacts.

@@ -644,11 +644,11 @@ async def test_a_crash_between_publishing_and_recording_loses_nothing(tmp_path: 
         class Crashing(Store):
             """The process dies after the files were published and before that is recorded."""
 
-            def apply(self, saves: Sequence[Any], first_event: int) -> None:
+            def prepare(self, saves: Sequence[Any], first_event: int) -> None:
                 if any(isinstance(save, Published) for save in saves):
                     loop.call_soon_threadsafe(crashed.set)
                     raise OSError("it is dead")
-                super().apply(saves, first_event)
+                super().prepare(saves, first_event)
 
         async with running_master(tmp_path, store=Crashing) as master, host.connected(master):
             (job,) = await master.submit((ANYWHERE,))
@@ -715,11 +715,11 @@ def full_twice(*, when: type) -> type[Store]:
     class Full(Store):
         failures = 2
 
-        def apply(self, saves: Sequence[Any], first_event: int) -> None:
+        def prepare(self, saves: Sequence[Any], first_event: int) -> None:
             if Full.failures and any(isinstance(save, when) for save in saves):
                 Full.failures -= 1
                 raise sqlite3.OperationalError("database or disk is full")
-            super().apply(saves, first_event)
+            super().prepare(saves, first_event)
 
     return Full
 
@@ -767,10 +767,16 @@ async def test_a_job_whose_record_waits_for_room_is_still_to_be_seen(tmp_path: P
     gate = threading.Event()
 
     class Waiting(Store):
-        def apply(self, saves: Sequence[Any], first_event: int) -> None:
-            if any(isinstance(save, Published) for save in saves):
+        has_result = False
+
+        def prepare(self, saves: Sequence[Any], first_event: int) -> None:
+            super().prepare(saves, first_event)
+            self.has_result = any(isinstance(save, Published) for save in saves)
+
+        def commit(self) -> None:
+            if self.has_result:
                 gate.wait(10)
-            super().apply(saves, first_event)
+            super().commit()
 
     async with farm(tmp_path, store=Waiting) as (master, host):
         try:
@@ -806,9 +812,15 @@ async def test_who_waits_for_the_end_is_told_the_end(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
 
     class Slow(Store):
-        def apply(self, saves: Sequence[Any], first_event: int) -> None:
-            super().apply(saves, first_event)
-            if any(isinstance(save, Published) for save in saves):
+        has_result = False
+
+        def prepare(self, saves: Sequence[Any], first_event: int) -> None:
+            super().prepare(saves, first_event)
+            self.has_result = any(isinstance(save, Published) for save in saves)
+
+        def commit(self) -> None:
+            super().commit()
+            if self.has_result:
                 loop.call_soon_threadsafe(committed.set)
                 gate.wait(10)
 
@@ -1037,7 +1049,7 @@ async def test_a_named_worker_is_a_job_with_its_recipe_and_directory(tmp_path: P
         host = FakeCoordinator(workers=(worker("web", source_path="/src"),))
         async with host.connected(master):
             await until(master, lambda: master.farm.knows("h1"))
-            specs = named.start_specs(master.farm, "web", WorkerSelection(), "somebody")
+            specs = named.start_specs(master.farm, "web", WorkerSelection(), "somebody", 2)
             (job,) = await master.submit(tuple(specs))
             assignment = await host.assigned(job)
             assert (assignment.worker, assignment.source_path) == ("web", "/src")

@@ -74,7 +74,8 @@ def test_a_spool_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
 def test_publishing_gives_every_file_its_name(spool: Spool) -> None:
     came_in(spool, artifacts=ARTIFACTS)
     assert spool.publish(full_record()) == b"printed\n"
-    spool.sync([NAME])
+    spool.sync_names()
+    spool.sync()
     assert seen(spool) == whole(spool)
     assert left(spool) == []
     assert orjson.loads((spool.directory / f"{NAME}.json").read_bytes()) == full_record()
@@ -221,7 +222,3 @@ def test_a_sweep_keeps_what_is_out_and_nothing_else(spool: Spool) -> None:
     spool.sweep(lambda job, attempt: (job, attempt) == (5, 2))
     assert left(spool) == ["5.2.d", "5.2.log"]
     assert list(seen(spool)) == [f"{NAME}.log"]
-
-
-def test_syncing_names_that_are_gone_is_no_error(spool: Spool) -> None:
-    spool.sync([NAME])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.farm import RealFarm, farm
+from tests.system.network import Network, star_of_hosts
 
 BUSYBOX = Path("/bin/busybox")
 
@@ -64,3 +65,12 @@ def apart(tmp_path: Path, busybox_root: Path) -> Iterator[RealFarm]:
     """Master and coordinator as two processes of one home."""
     with farm(tmp_path / "h", CONFIG.format(root=busybox_root), "master", "coordinator") as real:
         yield real
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A namespace for a master, and two for hosts beside it."""
+    if os.getuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    with star_of_hosts() as net:
+        yield net

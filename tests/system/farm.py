@@ -94,6 +94,12 @@ class RealFarm:
             **options,
         )
 
+    def join(self, master: "RealFarm", url: str, name: str) -> None:
+        """Become a host of another's farm."""
+        token = json.loads(master.command("token", "--json").stdout)["token"]
+        joined = self.command("join", url, "--token", token, "--name", name)
+        assert joined.returncode == 0, joined.stderr
+
     def start(self, role: str = "up", *, linked: bool = True) -> Daemon:
         """Start `up`, `master` or `coordinator` and wait until it is ready."""
         read_fd, write_fd = os.pipe()
@@ -215,8 +221,10 @@ class RealFarm:
     def cgroups(self) -> list[Path]:
         """Every directory below this instance's in any hierarchy."""
         found: list[Path] = []
-        for top in Path("/sys/fs/cgroup").rglob("biruda"):
-            base = top / self.instance
+        for top, names, _ in os.walk("/sys/fs/cgroup"):  # which does not mind what goes meanwhile
+            if "biruda" not in names:
+                continue
+            base = Path(top, "biruda", self.instance)
             with contextlib.suppress(FileNotFoundError):
                 found += [path for path in base.iterdir() if path.is_dir()]
         return found

@@ -1,9 +1,6 @@
 """Several coordinators, each in its own network namespace: addressing, load, and links that are cut."""
 
-import contextlib
 import hashlib
-import os
-import secrets
 import shutil
 import subprocess
 from collections import Counter
@@ -14,64 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.farm import RealFarm, until
-
-SUBNET = "10.99.7"
-
-
-@dataclass
-class Network:
-    """A bridge-less star: the master's namespace with a veth to each coordinator's."""
-
-    tag: str
-
-    def name(self, host: str) -> str:
-        return f"bt{self.tag}{host}"
-
-    def prefix(self, host: str) -> list[str]:
-        return ["nsenter", f"--net=/run/netns/{self.name(host)}"]
-
-    def ip(self, *args: str) -> None:
-        subprocess.run(["ip", *args], check=True, capture_output=True)
-
-    def cut(self, host: str) -> None:
-        self.ip("-n", self.name("m"), "link", "set", f"v{self.tag}{host}", "down")
-
-    def mend(self, host: str) -> None:
-        self.ip("-n", self.name("m"), "link", "set", f"v{self.tag}{host}", "up")
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    if os.getuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
-        pytest.skip("network namespaces need root and iproute2")
-    net = Network(secrets.token_hex(2))
-    with contextlib.ExitStack() as stack:
-        for host in ("m", "a", "b"):
-            net.ip("netns", "add", net.name(host))
-            stack.callback(net.ip, "netns", "del", net.name(host))
-            net.ip("-n", net.name(host), "link", "set", "lo", "up")
-        for number, host in enumerate("ab", start=1):
-            end = f"v{net.tag}{host}"
-            net.ip(
-                "link",
-                "add",
-                end,
-                "netns",
-                net.name("m"),
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                net.name(host),
-            )
-            net.ip("-n", net.name("m"), "addr", "add", f"{SUBNET}{number}.1/24", "dev", end)
-            net.ip("-n", net.name("m"), "link", "set", end, "up")
-            net.ip("-n", net.name(host), "addr", "add", f"{SUBNET}{number}.2/24", "dev", "eth0")
-            net.ip("-n", net.name(host), "link", "set", "eth0", "up")
-        yield net
-
+from tests.system.network import SUBNET, Network
 
 WORKER = """
 [[environment]]
@@ -95,16 +35,16 @@ class Star:
 
 @pytest.fixture
 def star(tmp_path: Path, network: Network, busybox_root: Path) -> Iterator[Star]:
-    """A master and two coordinators that dial it over TCP."""
-    master = RealFarm(tmp_path / "m", '[master]\nlisten = ":7878"\n', prefix=network.prefix("m"))
+    """A master and two coordinators that have joined it and dial it over TLS."""
+    config = '[master]\nlisten = ":7878"\nlink_listen = ":7879"\n'
+    master = RealFarm(tmp_path / "m", config, prefix=network.prefix("m"))
     hosts = {}
     try:
         master.start("master")
         for number, host in enumerate("ab", start=1):
-            config = f'[coordinator]\nhost = "{host}"\nslots = 2\nmaster = "http://{SUBNET}{number}.1:7878"\n'
-            config += f'token_file = "{master.home}/token"\n'
-            config += WORKER.format(host=host, root=busybox_root)
+            config = "[coordinator]\nslots = 2\n" + WORKER.format(host=host, root=busybox_root)
             hosts[host] = RealFarm(tmp_path / host, config, prefix=network.prefix(host), api=master.home)
+            hosts[host].join(master, f"https://{SUBNET}{number}.1:7879", host)
             hosts[host].start("coordinator")
         yield Star(master, hosts, network)
     finally:
@@ -177,9 +117,21 @@ def test_wrong_token_is_refused_in_words(tmp_path: Path, star: Star) -> None:
         stranger.stop()
 
 
+def test_a_link_without_tls_from_another_host_is_refused(tmp_path: Path, star: Star) -> None:
+    config = f'[coordinator]\nhost = "c"\nmaster = "http://{SUBNET}1.1:7878"\ntoken_file = "{star.master.home}/token"\n'
+    plain = RealFarm(tmp_path / "c", config, prefix=star.network.prefix("a"), api=star.master.home)
+    try:
+        daemon = plain.start("coordinator", linked=False)
+        words = "without TLS the master takes links from its own host only"
+        until("the refusal is told", lambda: words in daemon.log.read_text(), 15)
+        assert words in star.master.daemons["master"].log.read_text()
+    finally:
+        plain.stop()
+
+
 def test_second_coordinator_of_one_name_is_refused(tmp_path: Path, star: Star) -> None:
-    config = f'[coordinator]\nhost = "a"\nmaster = "http://{SUBNET}1.1:7878"\ntoken_file = "{star.master.home}/token"\n'
-    double = RealFarm(tmp_path / "c", config, prefix=star.network.prefix("a"), api=star.master.home)
+    double = RealFarm(tmp_path / "c", prefix=star.network.prefix("a"), api=star.master.home)
+    shutil.copytree(star.hosts["a"].home / "credentials", double.home / "credentials")
     try:
         daemon = double.start("coordinator", linked=False)
         until("the refusal is told", lambda: "another coordinator" in daemon.log.read_text(), 15)

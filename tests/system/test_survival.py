@@ -79,6 +79,22 @@ def test_job_that_ends_while_nobody_is_there_is_not_run_again(apart: RealFarm, t
     apart.nothing_left()
 
 
+def test_job_whose_log_was_removed_from_the_outbox_ends_and_says_so(apart: RealFarm, tmp_path: Path) -> None:
+    number = apart.submit(f"echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; echo second", env="host")
+    apart.log_has(number, b"first\n")
+    apart.daemons["master"].kill()
+    (tmp_path / "go").touch()
+    log = apart.home / "coordinator" / "outbox" / f"{number}.1.log"
+    until("its log is in the outbox", log.exists)
+    apart.daemons["coordinator"].kill()
+    log.unlink()
+    apart.start("master")
+    apart.start("coordinator")
+    job = apart.finished(number)
+    assert (job["outcome"], job["log"]["complete"], job["log"]["bytes"]) == ("passed", False, len(b"first\n"))
+    apart.nothing_left()
+
+
 def test_restart_of_both_by_term_costs_no_build(apart: RealFarm) -> None:
     number = apart.submit(TALK, env="tiny")
     apart.log_has(number, b"line 20\n")

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from biruda.coordinator.spawners.protocol import Incoming
 from biruda.errors import PeerError
 from biruda.frames import DataFrame, DataHeader, FrameParser, FrameType, Session, pack
 from biruda.messages import (
@@ -75,8 +76,9 @@ class Sink:
 class Peer:
     """One connection to a worker."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, incoming: Incoming | None = None) -> None:
         connection.setblocking(False)
+        self.incoming = incoming  # of a stream that carries more than frames
         self.socket = connection
         self.session = Session()
         self.messages: list[FromWorker] = []
@@ -107,7 +109,8 @@ class Peer:
         if not size:
             self.is_closed = True
             return
-        for frame in self._parser.feed(self._buffer[:size]):
+        data = self._buffer[:size]
+        for frame in self._parser.feed(self.incoming.feed(bytes(data)) if self.incoming is not None else data):
             if frame.type is FrameType.ACK:
                 self.session.acknowledged(frame)
             elif frame.type is FrameType.PING:

@@ -3,8 +3,14 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from biruda.errors import EnvironmentFault
+from biruda.model import Kind
 from biruda.process import Account
 from biruda.worker.cleanup import give_tree, make_directory, remove_tree
+from biruda.worker.opening import Opening
+from biruda.worker.serve import rehearse
 
 
 def test_a_tree_with_links_and_closed_directories(tmp_path: Path) -> None:
@@ -82,3 +88,12 @@ def test_a_kept_directory_is_used_again_only_as_if_new(tmp_path: Path) -> None:
     (work / "left").mkdir()
     make_directory(str(work), None)
     assert list(work.iterdir()) == []
+
+
+def test_a_directory_of_somebody_else_is_neither_emptied_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of somebody else")
+    with pytest.raises(EnvironmentFault, match="there already"):
+        make_directory(str(tmp_path), None, replaces=False)
+    opening = Opening(worker="w", nonce="n", kind=Kind.PROCESS, work=str(tmp_path))
+    rehearse(opening)
+    assert (tmp_path / "file").read_text() == "of somebody else"

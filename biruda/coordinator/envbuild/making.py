@@ -14,8 +14,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from biruda.coordinator.envbuild import container, machine, tree
+from biruda.coordinator.envbuild import kernel as kernels
 from biruda.coordinator.envbuild import suite as suites
-from biruda.coordinator.envbuild import tree
 from biruda.coordinator.envbuild.shelf import Built, Shelf, exists
 from biruda.coordinator.envbuild.sources import Source, host_sources
 from biruda.coordinator.envbuild.suite import Progress, Suite, Unreadable
@@ -59,6 +60,10 @@ def build(
     variant: str = "buildd",
     replace: bool = False,
     fresh: bool = False,
+    emulate: bool = False,
+    kernel: Path | None = None,
+    image: str | None = None,
+    docker: str = "",
     proxies: Mapping[str, str] | None = None,
     progress: Progress,
     run: Run = run_tool,
@@ -68,32 +73,53 @@ def build(
     """HOME/environments/NAME, made from a suite, a tarball or a directory, with `root` and environment.toml in it.
 
     `run` starts programs, `search_path` is where they are, `etc` tells of this host's distribution and its sources. The
-    same content is packed once and kept; `fresh` packs it again. Progress is told in short sentences; an exception
-    that it raises ends the build. Raises UserError; then nothing new is left but what may be in the cache.
+    same content is packed once and kept; `fresh` packs it again. `emulate` registers an emulator for a foreign arch.
+    Of kind qemu there is an image of the root instead, and a kernel: `kernel`, or that of the suite. Of kind docker the
+    root is an image in the care of the daemon at the socket `docker`, which may also be had by name: `image`.
+    Progress is told in short sentences; an exception that it raises ends the build. Raises UserError; then nothing new
+    is left but what may be in the cache.
     """
     shelf = Shelf(home / "environments")
     place = shelf.place(name)
-    if kind is not Kind.CHROOT:
+    if kind not in (Kind.CHROOT, Kind.QEMU, Kind.DOCKER):
         raise UserError(f"an environment of kind {kind} has no root tree to build", hint="build one of kind chroot")
-    if [suite, tarball, directory].count(None) != 2:
-        raise UserError("an environment is built from exactly one of a suite, a tarball and a directory")
+    if [suite, tarball, directory, image].count(None) != 3:
+        more = ", a directory and an image" if kind is Kind.DOCKER else " and a directory"
+        raise UserError(f"an environment is built from exactly one of a suite, a tarball{more}")
+    if image is not None and kind is not Kind.DOCKER:
+        raise UserError(f"an image is for an environment of kind docker, not {kind}")
     if os.path.lexists(place):
         if not replace:
             raise exists(name)
         tree.check_nothing_mounted(place)
     arch = canonical_arch(arch) or arch if arch else None
     tools = Tools(run_with=run, search_path=search_path, proxies=proxies or {})
+    if kind is Kind.QEMU:
+        machine.check_tools(tools)
     try:
         origin: Origin
+        if image is not None:
+            return _install_image(shelf, name, image, docker, progress, replace=replace, fresh=fresh)
         if suite is not None:
-            origin = _suite_origin(suite, arch, include, mirror, variant, tools, etc)
+            origin = _suite_origin(suite, arch, include, mirror, variant, tools, etc, progress, emulate=emulate)
         elif tarball is not None:
             origin = Tarball(tarball)
         else:
             origin = Directory(directory or Path(), shelf.directory)
         with shelf.working() as work:
             made, about = _make(shelf, origin, arch, work, progress, fresh=fresh)
-            result = shelf.install(made, name, about, replace=replace)
+            settings = {"kind": "chroot", "root": "root"}
+            if kind is Kind.QEMU:
+                facts = guess(made / "root")
+                if kernel is not None:
+                    taken = kernels.given(kernel, work, progress)
+                else:
+                    order = _kernel_order(origin, made / "root", facts, mirror, etc)
+                    taken = kernels.fetch(order, shelf, work, tools, progress, fresh=fresh)
+                settings = machine.furnish(made, taken, facts, tools, progress)
+            elif kind is Kind.DOCKER:
+                settings = container.make(docker, home, name, made / "root", guess(made / "root"), work, progress)
+            result = shelf.install(made, name, about, settings, replace=replace)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{(error.strerror or str(error)).lower()}: nothing was built") from error
@@ -101,12 +127,30 @@ def build(
     return result
 
 
-def remove(home: Path, name: str) -> None:
-    """Remove a built environment. Raises UserError: no such name, a link, or something is mounted in it."""
+def _install_image(
+    shelf: Shelf, name: str, image: str, docker: str, progress: Progress, *, replace: bool, fresh: bool
+) -> Path:
+    settings, about = container.pull(docker, image, progress, fresh=fresh)
+    with shelf.working() as work:
+        made = work / "made"
+        made.mkdir()
+        result = shelf.install(made, name, about, settings, replace=replace)
+    progress(f"environment {name} is ready")
+    return result
+
+
+def remove(home: Path, name: str) -> str:
+    """Remove a built environment; the container image that was made for it, "" for none, which is still there.
+
+    Raises UserError: no such name, a link, or something is mounted in it.
+    """
+    shelf = Shelf(home / "environments")
+    image = container.image_of(shelf.place(name))
     try:
-        Shelf(home / "environments").remove(name)
+        shelf.remove(name)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be removed: {(error.strerror or '').lower()}") from error
+    return image
 
 
 def listing(home: Path) -> tuple[Built, ...]:
@@ -276,8 +320,28 @@ def _without(origin: Origin, failed: Unreadable) -> Origin:
     return replace(origin, sources=failed.sources, without=failed.without)
 
 
+def _kernel_order(origin: Origin, root: Path, facts: Guess, mirror: str | None, etc: Path) -> kernels.KernelOrder:
+    """The kernel that goes with a tree: of its own suite, from where its packages came."""
+    if isinstance(origin, SuiteOrigin):
+        suite, sources = origin.suite.name, origin.sources
+    else:
+        suite = machine.suite_of(root, facts)
+        sources = (Source(uri=mirror),) if mirror else host_sources(suite, facts.arch, facts.arch, etc)
+    digest = _digest(suite, facts.arch, [str(each) for each in sources])
+    return kernels.KernelOrder(suite=suite, arch=facts.arch, sources=sources, digest=digest)
+
+
 def _suite_origin(
-    name: str, arch: str | None, include: Sequence[str], mirror: str | None, variant: str, tools: Tools, etc: Path
+    name: str,
+    arch: str | None,
+    include: Sequence[str],
+    mirror: str | None,
+    variant: str,
+    tools: Tools,
+    etc: Path,
+    progress: Progress,
+    *,
+    emulate: bool,
 ) -> SuiteOrigin:
     if not _SUITE.fullmatch(name):
         raise UserError(f"{name!r} cannot be the name of a suite", hint="such as bookworm, trixie or noble")
@@ -293,6 +357,6 @@ def _suite_origin(
     own = guess("/").arch  # of a 32-bit system under a 64-bit kernel, the system's
     arch = arch or (host_arch if own == "unknown" else own)
     suite = Suite(name=name, arch=arch, include=tuple(sorted(set(include))), variant=variant)
-    suites.check_arch(suite.arch, host_arch)
+    suites.check_arch(suite.arch, host_arch, progress, emulate=emulate)
     sources = host_sources(suite.name, suite.arch, host_arch, etc) if mirror is None else (Source(uri=mirror),)
     return SuiteOrigin(suite, sources, tools)

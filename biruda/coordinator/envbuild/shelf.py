@@ -8,11 +8,12 @@ environments/
 """
 
 import fcntl
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,10 @@ class Shelf:
         """Note that a packed tree was used now; its mtime stays the day it was made."""
         os.utime(archive, (time.time(), archive.stat().st_mtime))
 
-    def install(self, made: Path, name: str, about: str, *, replace: bool) -> Path:
-        """Give a directory with a tree in `root` its environment.toml and its name; it then is on the disk."""
+    def install(self, made: Path, name: str, about: str, settings: Mapping[str, str], *, replace: bool) -> Path:
+        """Give a directory its environment.toml with these keys, and its name; it then is on the disk."""
         os.sync()  # a tree whose files are empty after a power cut must not count
-        _write(made / _FILE, _environment_file(about))
+        _write(made / _FILE, _environment_file(about, settings))
         _sync(made)
         place = self.place(name)
         with self._locked():
@@ -157,12 +158,11 @@ def exists(name: str) -> UserError:
     return UserError(f"there is already an environment {name!r}", hint="remove it first, or build with --replace")
 
 
-def _environment_file(about: str) -> str:
+def _environment_file(about: str, settings: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     return f"""# {about}
 # Every key of an [[environment]] in biruda.conf may be added here.
-kind = "chroot"
-root = "root"
-"""
+{lines}"""
 
 
 def _write(path: Path, text: str) -> None:

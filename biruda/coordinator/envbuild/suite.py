@@ -11,20 +11,13 @@ from typing import Final
 from biruda.coordinator.envbuild import tree
 from biruda.coordinator.envbuild.sources import Source
 from biruda.coordinator.envbuild.tools import Tools
-from biruda.errors import UserError
+from biruda.coordinator.spawners import emulation
+from biruda.errors import EnvironmentFault, UserError
 
 Progress = Callable[[str], None]
 
 VARIANTS: Final = ("buildd", "minbase")
 _NATIVE: Final = {"amd64": ("i386",), "arm64": ("armhf", "armel")}
-_QEMU_NAMES: Final = {
-    "amd64": "x86_64",
-    "arm64": "aarch64",
-    "armel": "arm",
-    "armhf": "arm",
-    "loong64": "loongarch64",
-    "ppc64el": "ppc64le",
-}
 _APT_OPTION: Final = re.compile(
     r'^(Acquire::(?:Check-Valid-Until|Check-Date|Max-FutureTime|ForceIPv[46]|https?::[A-Za-z0-9:.-]+)) "(.+)";$'
 )
@@ -58,19 +51,28 @@ class Unreadable(Exception):
         self.without = without
 
 
-def check_arch(arch: str, host_arch: str, binfmt: Path = Path("/proc/sys/fs/binfmt_misc")) -> None:
-    """UserError where this host cannot run the programs of an architecture, natively or by a handler of the kernel."""
+def check_arch(
+    arch: str, host_arch: str, progress: Progress, *, emulate: bool = False, directory: str = emulation.BINFMT
+) -> None:
+    """UserError where this host cannot run the programs of an architecture, natively or by a handler of the kernel.
+
+    emulate: register such a handler, where one is installed.
+    """
     if arch == host_arch or arch in _NATIVE.get(host_arch, ()):
         return
-    handler = f"qemu-{_QEMU_NAMES.get(arch, arch)}"
-    try:
-        enabled = (binfmt / handler).read_text().startswith("enabled")
-    except OSError:
-        enabled = False
-    if not enabled:
+    if emulate:
+        try:
+            done = emulation.register(arch, directory)
+        except EnvironmentFault as fault:
+            raise UserError(str(fault), hint=fault.hint) from None
+        if done:
+            progress(done)
+        return
+    problem = emulation.missing(arch, directory)
+    if problem:
         raise UserError(
-            f"this {host_arch} host cannot run programs for {arch}: there is no enabled {binfmt / handler}",
-            hint="apt-get install qemu-user-static binfmt-support, and mount binfmt_misc if it is not",
+            f"this {host_arch} host cannot run programs for {arch}: {problem}",
+            hint="apt-get install qemu-user-static binfmt-support; or give --emulate, as root, to have it registered",
         )
 
 

@@ -7,6 +7,7 @@
     roots.py        the plan of a root            operations.py, namespaces.py       its steps, carried out
     limits.py       what one worker may use       cgroup.py, processes.py            what ends it surely
     network.py, emulation.py, syscalls.py         one subject of the host each
+    launching.py    programs that are no workers  qemu/                              virtual machines
 
 The zygote imports this package too, and must stay small: the kinds are loaded when they are asked for.
 """
@@ -39,8 +40,29 @@ def _chroot(host: "Host") -> "Spawner":
     return ChrootSpawner(host)
 
 
+def _docker(host: "Host") -> "Spawner":
+    from biruda.coordinator.spawners.docker import DockerSpawner
+
+    return DockerSpawner(host)
+
+
+def _qemu(host: "Host") -> "Spawner":
+    from biruda.coordinator.spawners.qemu.spawner import QemuSpawner
+
+    return QemuSpawner(host)
+
+
+def _ssh(host: "Host") -> "Spawner":
+    from biruda.coordinator.spawners.ssh import SshSpawner
+
+    return SshSpawner(host)
+
+
 SPAWNERS: "Final[Mapping[Kind, Callable[[Host], Spawner]]]" = {
     Kind.THREAD: _thread,
     Kind.PROCESS: _process,
     Kind.CHROOT: _chroot,
+    Kind.DOCKER: _docker,
+    Kind.QEMU: _qemu,
+    Kind.SSH: _ssh,
 }

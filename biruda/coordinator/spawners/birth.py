@@ -120,7 +120,7 @@ def _furnish(directory: str, opening: Opening, *, inside: bool) -> None:
     except FileExistsError:
         os.chmod(directory, mode)
     os.chdir(directory)
-    if inside:
+    if inside and opening.room_fd >= 0:
         log_fd = os.open("log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.dup2(log_fd, opening.room_fd, inheritable=False)
         os.close(log_fd)

@@ -15,6 +15,7 @@ from biruda.config import Environment, Network
 from biruda.coordinator.spawners import emulation, syscalls
 from biruda.coordinator.spawners.forked import (
     READY_LIMIT_S,
+    attach,
     bear,
     bounds_of,
     end_place,
@@ -23,6 +24,7 @@ from biruda.coordinator.spawners.forked import (
     remove_place,
 )
 from biruda.coordinator.spawners.host import Host
+from biruda.coordinator.spawners.injected import ROOM_BYTES
 from biruda.coordinator.spawners.limits import Bounds, require
 from biruda.coordinator.spawners.operations import dump_plan
 from biruda.coordinator.spawners.process import facts_of_root, refuse_foreign_user
@@ -117,7 +119,10 @@ class ChrootSpawner:
             kind=self.kind,
             work=WORK,
             lease_s=lease_s,
-            room_fd=ROOM_FD,
+            room_fd=-1 if environment.permanent else ROOM_FD,  # a file inside cannot be changed for the next attempt
+            room_bytes=self._host.room_bytes,
+            memory_room_bytes=ROOM_BYTES,
+            reuse=environment.permanent,
             owns_pids=True,
             guess=guess,
             user=environment.user,
@@ -135,6 +140,10 @@ class ChrootSpawner:
             cgroups=place.cgroups,
         )
         return await bear(self._host, place, birth)
+
+    async def attach(self, place: Place) -> Spawned:
+        """Another connection to the living worker of a place. Raises OSError."""
+        return await attach(place)
 
     async def limit(self, place: Place, limits: Limits) -> None:
         """Narrow a spare worker to an attempt's limits. Raises EnvironmentFault where they cannot be held."""

@@ -14,7 +14,7 @@ from biruda.config import Environment
 from biruda.coordinator.spawners import cgroup
 from biruda.coordinator.spawners.host import Host
 from biruda.coordinator.spawners.limits import Bounds
-from biruda.coordinator.spawners.processes import end_family, has_ended, is_alive
+from biruda.coordinator.spawners.processes import end_family, has_ended, is_alive, start_ticks
 from biruda.coordinator.spawners.protocol import Place, Spawned
 from biruda.coordinator.spawners.requests import Birth, Forget
 from biruda.coordinator.spawners.zygote_link import Answered, ZygoteLost, hear, say_address
@@ -67,6 +67,41 @@ async def _undo(host: Host, place: Place, asked: "asyncio.Future[Answered] | Non
             place = replace(place, pid=answered.answer.pid, start_ticks=answered.answer.start_ticks)
     await end_place(place)
     await remove_place(host, place)
+
+
+async def attach(place: Place) -> Spawned:
+    """A connection to a worker that listens in its place's directory. Raises OSError."""
+    pidfd = open_pidfd(place)
+    try:
+        return Spawned(place=place, connection=_connect(place), pidfd=pidfd)
+    except OSError:
+        os.close(pidfd)
+        raise
+
+
+def _connect(place: Place) -> socket.socket:
+    """By a short name, as a Unix address has room for 107 bytes only."""
+    directory = os.open(place.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/sock")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(directory)
+    return connection
+
+
+def open_pidfd(place: Place) -> int:
+    """A descriptor that is readable when the place's process has ended. Raises OSError when it has."""
+    if not place.pid:
+        raise ProcessLookupError(f"worker {place.worker} has no process")
+    pidfd = os.pidfd_open(place.pid)
+    if start_ticks(place.pid) != place.start_ticks:
+        os.close(pidfd)
+        raise ProcessLookupError(place.pid)
+    return pidfd
 
 
 async def end_place(place: Place) -> None:

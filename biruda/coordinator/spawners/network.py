@@ -45,6 +45,10 @@ class Bridge:
         """A pair of interfaces between the bridge and the network of a process, and the address it is to take."""
         return await self._in_turn(lambda ip: self._attach(ip, veth, pid))
 
+    async def attach_tap(self, name: str) -> Address:
+        """An interface on the bridge that a virtual machine's card is plugged into, and the address the card takes."""
+        return await self._in_turn(lambda ip: self._attach_tap(ip, name))
+
     async def detach(self, veth: str) -> None:
         """The pair is gone on return, if there was one."""
         await self._in_turn(lambda ip: _delete(ip, veth))
@@ -73,6 +77,14 @@ class Bridge:
         peer = {"ifname": INTERFACE, "net_ns_pid": pid}
         ip.link("add", ifname=veth, kind="veth", peer=peer)
         (index,) = ip.link_lookup(ifname=veth)
+        ip.link("set", index=index, master=bridge, ifalias=address, state="up")
+        return Address(address=address, prefix=self._subnet.prefixlen, gateway=self.gateway)
+
+    def _attach_tap(self, ip: Any, name: str) -> Address:
+        bridge = self._bridge(ip)
+        address = self._free_address(ip)
+        ip.link("add", ifname=name, kind="tuntap", mode="tap")
+        (index,) = ip.link_lookup(ifname=name)
         ip.link("set", index=index, master=bridge, ifalias=address, state="up")
         return Address(address=address, prefix=self._subnet.prefixlen, gateway=self.gateway)
 

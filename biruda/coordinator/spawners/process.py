@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from biruda.config import Environment
-from biruda.coordinator.spawners.forked import bear, bounds_of, end_place, narrow, reap_cgroups, remove_place
+from biruda.coordinator.spawners.forked import attach, bear, bounds_of, end_place, narrow, reap_cgroups, remove_place
 from biruda.coordinator.spawners.host import Host
 from biruda.coordinator.spawners.limits import require
 from biruda.coordinator.spawners.protocol import Capability, Place, Spawned
@@ -63,6 +63,7 @@ class ProcessSpawner:
             work=f"{place.directory}/work",
             lease_s=lease_s,
             room_path=f"{place.directory}/log",
+            room_bytes=self._host.room_bytes,
             subreaper=True,
             cgroup=unified.path if unified else "",
             reuse=True,
@@ -71,6 +72,10 @@ class ProcessSpawner:
         )
         birth = Birth(directory=place.directory, opening=opening, cgroup=unified, joined=joined, cgroups=place.cgroups)
         return await bear(self._host, place, birth)
+
+    async def attach(self, place: Place) -> Spawned:
+        """Another connection to the living worker of a place. Raises OSError."""
+        return await attach(place)
 
     async def limit(self, place: Place, limits: Limits) -> None:
         """Narrow a spare worker's cgroups to an attempt's limits. Raises EnvironmentFault where they cannot be held."""

@@ -1,7 +1,7 @@
 """What the coordinator asks its zygote and a newborn says of itself: JSON over sequenced-packet sockets.
 
 A request is {"id", "type", fields}; its answer {"id", "problem", "hint", fields}. Births bring two descriptors, the
-worker's ends of its stream and of its report; their answer brings the worker's pidfd.
+worker's ends of its stream and of its report; a Launch brings its end of the report. Their answers bring a pidfd.
 """
 
 import json
@@ -41,6 +41,30 @@ class Birth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Start a program in a place. Its report ends when the program has begun, or says in JSON why it could not.
+
+    It gets the sockets `listening`, bound by these names in the place's directory, from FIRST_LISTENER_FD on; what it
+    prints goes to the file `output` there. Until it is Settled it ends with the coordinator.
+    """
+
+    directory: str
+    argv: tuple[str, ...]
+    cgroup: CgroupOrder | None = None
+    joined: tuple[CgroupOrder, ...] = ()
+    cgroups: tuple[str, ...] = ()
+    listening: tuple[str, ...] = ()
+    file_bytes: int = 0  # the longest file that it may write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What was launched in this directory can end by itself: it outlives the coordinator. No answer."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
     """Bound the throw-away layer of a running worker anew."""
 
@@ -64,11 +88,14 @@ class Forget:
     directory: str
 
 
-Request = Birth | Resize | Guard | Forget
+Request = Birth | Launch | Settled | Resize | Guard | Forget
 
-_REQUESTS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in (Birth, Resize, Guard, Forget)}
+_REQUESTS: Final[Mapping[str, type]] = {kind.__name__: kind for kind in (Birth, Launch, Settled, Resize, Guard, Forget)}
 
 BORN: Final = b"born"
+
+FIRST_LISTENER_FD: Final = 10
+"""Descriptor of the first socket that a launched program listens at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from biruda.config import Environment
-from biruda.coordinator.spawners.protocol import Capability, Spawned, Spawner
+from biruda.coordinator.spawners.protocol import Capability, Incoming, Spawned, Spawner
 from biruda.errors import EnvironmentFault
 from biruda.model import Facts
 
@@ -38,6 +38,12 @@ async def try_out(spawner: Spawner, environment: Environment, facts: Facts, rese
     return Capability(usable=True, reason=reservation, measured_ms=measured_ms)
 
 
+def ended_early(who: str, incoming: Incoming | None) -> str:
+    """The sentence about a worker that ended before it said hello."""
+    said = incoming.said if incoming is not None else ""
+    return f"{who} ended before it said hello" + (f": {said}" if said else "")
+
+
 async def _hear_nonce(spawned: Spawned, nonce: str) -> None:
     loop, heard = asyncio.get_running_loop(), b""
     try:
@@ -45,7 +51,7 @@ async def _hear_nonce(spawned: Spawned, nonce: str) -> None:
             while nonce.encode() not in heard:
                 data = await loop.sock_recv(spawned.connection, 65536)
                 if not data:
-                    raise EnvironmentFault("the worker ended before it said hello")
-                heard += data
+                    raise EnvironmentFault(ended_early("the worker", spawned.incoming))
+                heard += spawned.incoming.feed(data) if spawned.incoming is not None else data
     except TimeoutError:
         raise EnvironmentFault(f"the worker said no hello within {_LIMIT_S:g} s") from None

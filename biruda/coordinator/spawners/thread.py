@@ -109,6 +109,7 @@ class ThreadSpawner:
             work=f"{place.directory}/work",
             lease_s=lease_s,
             room_path=f"{place.directory}/log",
+            room_bytes=self._host.room_bytes,
             cgroup=unified.path if unified else "",
             reuse=True,
             guess=guess,
@@ -128,6 +129,10 @@ class ThreadSpawner:
         ours.setblocking(False)
         self._running[place.worker] = _Running(theirs, opening)
         return Spawned(place=place, connection=ours, pidfd=-1)
+
+    async def attach(self, place: Place) -> Spawned:
+        """There is none: a thread's end is that of its connection."""
+        raise ConnectionRefusedError(f"worker {place.worker} is a thread")
 
     async def limit(self, place: Place, limits: Limits) -> None:
         """Narrow a spare worker's cgroup to an attempt's limits. Raises EnvironmentFault where they cannot be held."""

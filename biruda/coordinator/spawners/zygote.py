@@ -1,4 +1,4 @@
-"""The process that all workers of kind process and chroot are forked from: `python -m …spawners.zygote FD`.
+"""The process that all workers of kind process and chroot are forked from, and machines launched: `python -m … FD`.
 
 Small and single-threaded, with a worker's code loaded, it clones one child for each birth that the coordinator asks
 for at the other end of FD; tracebacks go to the descriptor after FD. It is the parent of all workers and outlives the
@@ -15,12 +15,13 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from biruda.coordinator.spawners import cgroup, syscalls
 from biruda.coordinator.spawners.birth import Serve, live, plan_of
+from biruda.coordinator.spawners.launching import become
 from biruda.coordinator.spawners.processes import end_family, family, start_ticks
 from biruda.coordinator.spawners.requests import (
     BORN,
@@ -29,8 +30,10 @@ from biruda.coordinator.spawners.requests import (
     Birth,
     Forget,
     Guard,
+    Launch,
     Request,
     Resize,
+    Settled,
     Stillbirth,
     pack,
     unpack_request,
@@ -51,6 +54,7 @@ class _Place:
         self.directory = directory
         self.cgroups = tuple(cgroups)
         self.pid = 0  # 0: not this process's child, or ended
+        self.is_settled = True  # it can end without a coordinator
 
     def clean(self) -> None:
         """End what is left of it and remove all but its log."""
@@ -99,6 +103,8 @@ class _Zygote:
         for place in self._places.values():
             if not place.pid:
                 place.clean()
+            elif not place.is_settled:
+                os.kill(place.pid, signal.SIGKILL)
         while pid := _ended_child(0):
             if worker := self._take_leave(pid):
                 worker.clean()
@@ -148,6 +154,12 @@ class _Zygote:
         match request:
             case Birth():
                 return self._bear(number, request, *fds)
+            case Launch():
+                return self._launch(number, request, *fds)
+            case Settled(directory=directory):
+                if directory in self._places:
+                    self._places[directory].is_settled = True
+                return True
             case Resize():
                 self._resize(number, request, *fds)
                 return True
@@ -171,23 +183,25 @@ class _Zygote:
         if birth.plan:
             plan_of(birth.plan)
         place = _Place(birth.directory, birth.cgroups)
-        cgroup_fd = -1
-        try:
-            if birth.cgroup:
-                cgroup.make(birth.cgroup)
-                cgroup_fd = os.open(birth.cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            cloned = _clone(birth, cgroup_fd)
+        with _cgroup_of(birth, place) as cgroup_fd:
+            cloned = _clone(birth.namespaces, cgroup_fd)
             if cloned.pid == 0:
                 joins = birth.cgroup is not None and not cloned.in_cgroup
                 live(birth, connection_fd, report_fd, self._user, self._serve, joins=joins)
-        except BaseException:
-            place.clean()
-            raise
-        finally:
-            if cgroup_fd >= 0:
-                os.close(cgroup_fd)
+        return self._born(number, place, cloned)
+
+    def _launch(self, number: int, launch: Launch, report_fd: int) -> bool:
+        place = _Place(launch.directory, launch.cgroups)
+        place.is_settled = False
+        with _cgroup_of(launch, place) as cgroup_fd:
+            cloned = _clone(0, cgroup_fd)
+            if cloned.pid == 0:
+                become(launch, report_fd, joins=launch.cgroup is not None and not cloned.in_cgroup)
+        return self._born(number, place, cloned)
+
+    def _born(self, number: int, place: _Place, cloned: syscalls.Cloned) -> bool:
         place.pid = cloned.pid
-        self._places[birth.directory] = self._workers[cloned.pid] = place
+        self._places[place.directory] = self._workers[cloned.pid] = place
         answer = Answer(id=number, pid=cloned.pid, start_ticks=start_ticks(cloned.pid))
         answered = self._answer(answer, cloned.pidfd)
         os.close(cloned.pidfd)
@@ -219,11 +233,28 @@ def _ended_child(options: int) -> int:
         return 0
 
 
-def _clone(birth: Birth, cgroup_fd: int) -> syscalls.Cloned:
+@contextlib.contextmanager
+def _cgroup_of(request: Birth | Launch, place: _Place) -> Iterator[int]:
+    """The version 2 cgroup of a newborn, -1 for none; what goes wrong within the block leaves nothing of the place."""
+    cgroup_fd = -1
     try:
-        return syscalls.clone(birth.namespaces, cgroup_fd)
+        if request.cgroup:
+            cgroup.make(request.cgroup)
+            cgroup_fd = os.open(request.cgroup.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield cgroup_fd
+    except BaseException:
+        place.clean()
+        raise
+    finally:
+        if cgroup_fd >= 0:
+            os.close(cgroup_fd)
+
+
+def _clone(namespaces: int, cgroup_fd: int) -> syscalls.Cloned:
+    try:
+        return syscalls.clone(namespaces, cgroup_fd)
     except PermissionError:
-        if not birth.namespaces:
+        if not namespaces:
             raise
         raise EnvironmentFault(
             "this user may not make namespaces",

@@ -21,6 +21,7 @@ from biruda.coordinator.spawners.requests import (
     Answer,
     Guard,
     Request,
+    Settled,
     Stillbirth,
     pack,
     pack_request,
@@ -113,6 +114,11 @@ class Zygote:
     def tell(self, request: Request, directory: str) -> None:
         """Send a request that has no answer, and lift the guard of a place that is gone."""
         self._guards.pop(directory, None)
+        if self._process is not None:
+            self._write(request)
+
+    def settle(self, request: Settled) -> None:
+        """Let what was launched outlive this process."""
         if self._process is not None:
             self._write(request)
 
@@ -225,7 +231,9 @@ def _bury(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
 
 
 def own_argv() -> list[str]:
-    """How the zygote is started from source; a frozen executable has an internal command for it."""
+    """How the zygote is started: a frozen executable has an internal command for it."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "--zygote"]
     return [sys.executable, "-m", "biruda.coordinator.spawners.zygote"]
 
 

@@ -14,15 +14,17 @@ from tests.coordinator.spawners.making import script
 from tests.worker.peer import NONCE, Peer, recipe_of
 
 
-async def main(kind: Kind, root: str, directory: str, instance: str, lease_s: float) -> None:
-    async with open_host(instance) as host:
+async def main(kind: Kind, root: str, directory: str, instance: str, lease_s: float, docker_socket: str = "") -> None:
+    """root is for kind docker the name of an image."""
+    async with open_host(instance, docker_socket=docker_socket) as host:
         spawner = SPAWNERS[kind](host)
-        environment = Environment(name="here", kind=kind, root=root)
+        where = {"image": root} if kind is Kind.DOCKER else {"root": root}
+        environment = Environment(name="here", kind=kind, **where)
         place = spawner.plan(environment, "w1", NONCE, Path(directory))
         spawned = await spawner.spawn(
             environment, place, await spawner.prepare(environment), lease_s=lease_s, guess=False
         )
-        peer = Peer(spawned.connection)
+        peer = Peer(spawned.connection, spawned.incoming)
         peer.attach(lease_s)
         peer.assign(recipe_of(script("mkfifo go; echo ready; read line < go; echo $line")), lease_s=lease_s)
         peer.until(lambda: b"ready" in bytes(peer.log.head))
@@ -31,4 +33,4 @@ async def main(kind: Kind, root: str, directory: str, instance: str, lease_s: fl
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Kind(sys.argv[1]), *sys.argv[2:5], float(sys.argv[5])))
+    asyncio.run(main(Kind(sys.argv[1]), *sys.argv[2:5], float(sys.argv[5]), *sys.argv[6:]))

@@ -85,7 +85,7 @@ class Kit:
         worker = f"w{next(_counter)}"
         place = self.spawner.plan(environment, worker, NONCE, self.directory / worker)
         spawned = await self.spawner.spawn(environment, place, facts, lease_s=20, guess=False)
-        made = Made(self.spawner, spawned, Peer(spawned.connection))
+        made = Made(self.spawner, spawned, Peer(spawned.connection, spawned.incoming))
         self.made.append(made)
         return made
 

@@ -48,3 +48,30 @@ def test_without_binfmt_misc(tmp_path: Path) -> None:
     directory = binfmt(tmp_path, entry=ENTRY)
     (tmp_path / "status").write_text("disabled\n")
     assert problem(directory) == "binfmt_misc is disabled"
+
+
+LINE = r":qemu-aarch64:M::\x7f\x45\x4c\x46:\xff\xff\xff\xff:/usr/libexec/qemu-binfmt/aarch64-binfmt-P:OP"
+
+
+def test_what_is_registered_is_the_package_s_entry_with_flag_f(tmp_path: Path) -> None:
+    """The files of a kernel that takes nothing: what would be said to it stands in `register`."""
+    entries = tmp_path / "binfmt.d"
+    entries.mkdir()
+    directory = tmp_path / "kernel"
+    directory.mkdir()
+    binfmt(directory)
+    with pytest.raises(EnvironmentFault, match="qemu-aarch64 is not installed here"):
+        emulation.register("arm64", str(directory), [str(entries)])
+    (entries / "qemu-aarch64.conf").write_text(f"# a comment\n{LINE}\n")
+    with pytest.raises(EnvironmentFault, match="was registered, and yet qemu-aarch64 is not registered"):
+        emulation.register("arm64", str(directory), [str(entries)])
+    assert (directory / "register").read_text() == LINE + "F"
+    binfmt(directory, anything=ENTRY)
+    assert emulation.register("arm64", str(directory), [str(entries)]) == ""
+
+
+@pytest.mark.parametrize("line", ["", "qemu-aarch64", ":a:b", ":../x:M::a:b:/i:F", ":a/b:M::a:b:/i:F"])
+def test_a_line_that_is_no_entry_is_not_given_to_the_kernel(tmp_path: Path, line: str) -> None:
+    (tmp_path / "qemu-aarch64.conf").write_text(line + "\n")
+    with pytest.raises(EnvironmentFault, match="is not installed here"):
+        emulation.register("arm64", str(tmp_path / "none"), [str(tmp_path)])

@@ -1,0 +1,80 @@
+"""How the HTTP sides of the master answer: JSON, and every error as an RFC 9457 problem document."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from biruda.errors import BirudaError, NotFound, PeerError, UserError
+from biruda.master import requests as rq
+from biruda.master.joining import NotAdmitted, TooManyTries
+
+log = logging.getLogger("biruda.api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+USER = web.RequestKey("user", str)
+
+TITLES = {
+    400: "Bad request",
+    401: "No valid token",
+    403: "Not admitted",
+    404: "Not found",
+    405: "No such method",
+    409: "Ambiguous or in conflict",
+    413: "Too large",
+    416: "No such range",
+    422: "Cannot be done",
+    429: "Too many tries",
+    500: "A fault of biruda",
+}
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json", status=status)
+
+
+def problem(status: int, detail: str, hint: str = "", **more: Any) -> web.Response:
+    """An RFC 9457 problem document."""
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail, **more}
+    if hint:
+        body["hint"] = hint
+    return web.Response(body=orjson.dumps(body), content_type="application/problem+json", status=status)
+
+
+async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What the handler answers, or the problem document of what it raises."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return problem(404, f"there is nothing at {request.path}", "/api/v1/openapi.json lists what there is")
+    except web.HTTPMethodNotAllowed as error:
+        return problem(405, f"{request.method} {request.path}: there are {', '.join(sorted(error.allowed_methods))}")
+    except web.HTTPRequestEntityTooLarge:
+        return problem(413, f"the body is larger than {request.client_max_size} bytes", "send it in several requests")
+    except web.HTTPException:
+        raise
+    except web.RequestPayloadError as error:
+        return problem(400, f"the body cannot be read: {' '.join(str(error).split())}")
+    except rq.Ambiguous as error:
+        return problem(409, str(error), error.hint, candidates=error.candidates)
+    except rq.InvalidRequest as error:
+        return problem(422, str(error), error.hint)
+    except NotAdmitted as error:
+        return problem(429 if isinstance(error, TooManyTries) else 403, str(error), error.hint)
+    except PeerError as error:
+        return problem(400, str(error), error.hint)
+    except UserError as error:
+        return problem(404 if isinstance(error, NotFound) else 409, str(error), error.hint)
+    except BirudaError as error:
+        return problem(422, str(error), error.hint)
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        return problem(
+            500, f"{request.method} {request.path} hit a fault of biruda", "the daemon's log has the traceback"
+        )

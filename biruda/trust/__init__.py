@@ -1,0 +1,1 @@
+"""How master and coordinators know each other: tokens, keys, certificates, TLS."""
