@@ -2,6 +2,8 @@
 
 import pytest
 
+SLOW = ("tests/coordinator/spawners/test_qemu.py", "tests/system/test_qemu.py")  # boot machines, emulated ones here
+
 REAL = (
     "tests/system/",
     "tests/coordinator/spawners/",
@@ -17,3 +19,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(REAL):
             item.add_marker(pytest.mark.system)
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -56,6 +56,7 @@ class Dockerd:
     def start(self) -> Self:
         """It answers on return; skips the test where no daemon can run."""
         argv = [
+            *("setpriv", "--pdeathsig", "TERM"),  # a session that is killed leaves no daemon
             *("dockerd", "--data-root", f"{self.directory}/data", "--exec-root", f"{self.directory}/exec"),
             *("--pidfile", f"{self.directory}/pid", "--host", f"unix://{self.socket}", "--log-level", "warn"),
             *("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
@@ -127,8 +128,8 @@ def docker_daemon() -> Iterator[Dockerd]:
     """A running daemon; skips the test where there can be none."""
     if os.geteuid() != 0:
         pytest.skip("only root runs a Docker daemon here")
-    if shutil.which("dockerd") is None:
-        pytest.skip("no dockerd: apt-get install docker.io")
+    if shutil.which("dockerd") is None or shutil.which("setpriv") is None:
+        pytest.skip("no dockerd or setpriv: apt-get install docker.io util-linux")
     daemon = Dockerd(Path(tempfile.mkdtemp(prefix="biruda-dockerd-")))
     try:
         yield daemon.start()

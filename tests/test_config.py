@@ -288,6 +288,7 @@ CHROOT = f'{ENVIRONMENT}kind = "chroot"\n'
 OUTSIDE = 'must be relative to the work directory, without ".."'
 KINDS = "one of " + ", ".join(f'"{kind}"' for kind in Kind)
 KIND_HINT = f"""kind = "chrot": must be {KINDS}; did you mean 'chroot'?"""
+WORK_HINT = "binds: /build/x is in the work directory, whose contents are removed after each job"
 SECONDS = 'must be seconds, a number or text such as "10 min"'
 
 
@@ -372,6 +373,7 @@ def test_a_name_can_be_a_directory_and_an_argument(name: str) -> None:
         (f'{ENVIRONMENT}env."A=B" = "1"', 3, '"A=B" cannot be the name of an environment variable'),
         (f"{ENVIRONMENT}[environment.env]\nA = 1", 4, "env.A = 1: must be a string"),
         (f'{CHROOT}root = "/r"\nbinds = ["/a:/x", "/b:/x/"]', 5, "binds: two of them have the same path inside"),
+        (f'{CHROOT}root = "/r"\nbinds = ["/a:/build/x"]', 5, WORK_HINT),
         (f'{ENVIRONMENT}kind = "chrot"', 3, KIND_HINT),
     ],
 )

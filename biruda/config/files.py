@@ -18,6 +18,7 @@ from biruda.model import Kind
 T = TypeVar("T")
 
 _LARGEST_FILE: Final = 4 * 1024**2
+_WORK: Final = "/build"
 _CHROOT_ONLY: Final = ("root", "binds", "hostname")
 _QEMU_ONLY: Final = ("kernel", "modules", "machine")
 _QEMU_NETWORKS: Final = (None, Network.NONE, Network.USER, Network.BRIDGE)
@@ -235,6 +236,9 @@ def _check_binds(values: Mapping[str, Any], spot: Spot) -> None:
     inside = [bind.inside for bind in values.get("binds", ())]
     if len(set(inside)) < len(inside):
         spot.key("binds").bad("binds: two of them have the same path inside")
+    for path in inside:
+        if path == _WORK or path.startswith(f"{_WORK}/"):
+            spot.key("binds").bad(f"binds: {path} is in the work directory, whose contents are removed after each job")
 
 
 def _check_container(values: Mapping[str, Any], spot: Spot) -> None:

@@ -3,12 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from biruda.coordinator.spawners.protocol import Capability, Spawner
 from biruda.errors import EnvironmentFault
 from biruda.model import Kind, KindReport
 
 log = logging.getLogger("biruda.coordinator")
+
+SLOW: Final = (Kind.QEMU,)
+"""Kinds whose self-test boots something: it waits until the host has come to rest."""
+
+SETTLED_S: Final = 15.0
 
 
 class Kinds:
@@ -39,10 +45,13 @@ class Kinds:
     async def test_all(self, tell: Callable[[], None]) -> None:
         """Test what was not tested yet, and tell what changed by that; of those that nobody uses too."""
         untested = [kind for kind in self._spawners if kind not in self._known]
-        for kind in untested:
-            await self.capability(kind)
-        if untested:
-            tell()
+        for kinds in ([kind for kind in untested if kind not in SLOW], [kind for kind in untested if kind in SLOW]):
+            if kinds and kinds[0] in SLOW:
+                await asyncio.sleep(SETTLED_S)
+            for kind in kinds:
+                await self.capability(kind)
+            if kinds:
+                tell()
 
     def reports(self) -> tuple[KindReport, ...]:
         """What is known by now, in the order of the spawners."""

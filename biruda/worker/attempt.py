@@ -92,8 +92,7 @@ class Attempt:
             hold_to(self.assignment.recipe.limits)
         account = account_of(self._opening.user) if self._opening.user else None
         self._scene = replace(self._scene, account=account)
-        contained = self._opening.kind not in (Kind.THREAD, Kind.PROCESS, Kind.SSH)
-        make_directory(self._opening.work, account, replaces=contained)
+        make_directory(self._opening.work, account)
         self._has_work = True
         if self.assignment.source is not None:
             self._intake = SourceIntake(self._opening.work)

@@ -4,29 +4,18 @@ import os
 import stat
 from collections.abc import Iterator
 
-from biruda.errors import EnvironmentFault
 from biruda.process import Account
 
 _DEEP = 100
 """Directories below this depth are moved up before they are emptied: descriptors and path lengths are bounded."""
 
 
-_made: set[str] = set()
-"""The directories that this process has made."""
-
-
-def make_directory(path: str, account: Account | None, *, replaces: bool = True) -> None:
-    """An empty directory as if new. What is there is removed where `replaces` allows it, or this process had made it.
-
-    Raises EnvironmentFault for anything else that is there, OSError.
-    """
+def make_directory(path: str, account: Account | None) -> None:
+    """An empty directory as if new; what a killed worker left there is removed. Raises OSError."""
     if not _is_as_new(path):
-        if os.path.lexists(path) and not replaces and path not in _made:
-            raise EnvironmentFault(f"{path}: the work directory is there already, and not empty", hint="remove it")
         remove_tree(path)
         os.makedirs(path)
         os.chmod(path, 0o755)
-        _made.add(path)
     if account is not None:
         os.chown(path, account.uid, account.gid)
 

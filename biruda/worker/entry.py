@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     read_fd, write_fd = own_streams()
     try:
         opening = read_opening(read_fd)
+        check_work(opening.work)
         prepare(opening)
         try:
             serve_over(read_fd, write_fd, opening)
@@ -96,6 +97,21 @@ def _read_line(fd: int, end_s: float, *, reopens: bool) -> bytes:
         if len(line) > MOST_OPENING_BYTES:
             raise PeerError(f"what a worker was told at its start is longer than {MOST_OPENING_BYTES} bytes")
     return bytes(line)
+
+
+def check_work(work: str) -> None:
+    """Raises PeerError for a work directory that is somebody else's: at its end an attempt removes all that is there.
+
+    Process 1 has a root of its own, which is thrown away as a whole.
+    """
+    if os.getpid() == 1 or not os.path.lexists(work):
+        return
+    try:
+        is_empty = not os.path.islink(work) and not os.listdir(work)
+    except OSError:
+        is_empty = False
+    if not is_empty:
+        raise PeerError(f"{work} is there already, and a worker would remove what is in it", hint="give it a new one")
 
 
 def prepare(opening: Opening) -> None:

@@ -232,7 +232,8 @@ class RealFarm:
     def leftovers(self) -> list[str]:
         """Whatever of ended attempts is still there; spares that wait are none."""
         idle = self._idle_workers()
-        left = [f"cgroup {path}" for path in self.cgroups() if not any(worker in path.name for worker in idle)]
+        cgroups = [path for path in self.cgroups() if "-probe-" not in path.name]  # a self-test may be going on
+        left = [f"cgroup {path}" for path in cgroups if not any(worker in path.name for worker in idle)]
         workers = self.home / "coordinator" / "workers"
         left += [f"directory {path}" for path in workers.iterdir() if path.name not in idle]
         left += [f"outbox {path}" for path in (self.home / "coordinator" / "outbox").iterdir()]

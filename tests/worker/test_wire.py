@@ -228,8 +228,8 @@ def test_garbage_ends_a_conversation_and_not_the_attempt() -> None:
         worker.ours.sendall(os.urandom(100_000))
         peer = worker.attach(before=bytes(1000))
         hello = peer.attach()
-        assert (hello.job, hello.log_start, hello.log_end) == (7, 3, 3)
-        peer.want((0, 3))
+        assert (hello.job, hello.log_end) == (7, 3)
+        peer.want((0, hello.log_start))
         assert peer.result().outcome is Outcome.PASSED
 
 
@@ -424,6 +424,27 @@ def test_killed_in_the_middle_of_a_frame_no_byte_is_lost_or_doubled() -> None:
             peer.log.sha256 = digest
         result = peer.result()
         assert result.log.sha256 == blocks_sha256(60) == digest.hexdigest()
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_directory_that_is_not_the_workers_is_not_touched(is_link: bool, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    work = tmp_path / ("link" if is_link else "mine")
+    with wired(work=str(work)) as worker:
+        assert worker.wait_ended() == 70
+        assert f"{work} is there already, and a worker would remove what is in it" in worker.said()
+    assert (work / "precious").read_text() == "x"
+
+
+def test_an_idle_worker_leaves_an_empty_directory_that_it_finds_alone(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    with wired(work=str(work)) as worker:
+        worker.attach().attach()
+        time.sleep(0.3)  # a fresh worker has rehearsed
+        assert work.is_dir()
 
 
 def test_signals_of_a_terminal_do_not_end_it() -> None:

@@ -52,6 +52,7 @@ _QUICK_S: Final = 10.0
 _LAST_WORDS_S: Final = 2.0
 _SCRATCH: Final = "biruda-probe"
 _EMPTY_TAR: Final = bytes(10240)
+_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _WORDS: Final = {
     "memory": ("MemoryLimit", "memory"),
     "pids": ("PidsLimit", "number of processes"),
@@ -103,8 +104,9 @@ class DockerSpawner:
         answers = self._docker.follow(
             "POST", "/images/create", data=_EMPTY_TAR, fromSrc="-", repo=_SCRATCH, tag=self._host.instance
         )
-        async for _ in answers:
-            pass
+        async for line in answers:
+            if isinstance(line, dict) and _ID.fullmatch(str(line.get("status", ""))):
+                return str(line["status"])  # Podman keeps it under a longer name than the one that was asked for
         return tag
 
     async def prepare(self, environment: Environment) -> Facts:
