@@ -2,7 +2,11 @@
 
 import pytest
 
-SLOW = ("tests/coordinator/spawners/test_qemu.py", "tests/system/test_qemu.py")  # boot machines, emulated ones here
+SLOW = (  # boot machines, emulated ones where there is no KVM; start a Docker daemon and many containers
+    "tests/coordinator/spawners/test_qemu.py",
+    "tests/system/test_qemu.py",
+    "tests/system/test_docker.py",
+)
 
 REAL = (
     "tests/system/",
