@@ -248,9 +248,6 @@ class Coordinator:
                 if problem != told:
                     log.warning("no link to the master: %s; trying again", problem)
                     told = problem
-            this = asyncio.current_task()
-            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
-                raise asyncio.CancelledError
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 
