@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from biruda.errors import EnvironmentFault
@@ -46,6 +47,10 @@ class Exit:
     peak_rss_bytes: int
     read_bytes: int = 0  # from storage, 0 where the system does not tell
     written_bytes: int = 0
+
+
+_MOST_INHERITED = 256
+"""So many are looked at where the system does not list them."""
 
 
 class Child:
@@ -133,9 +138,18 @@ def start(
 
 
 def own_process() -> None:
-    """This process is its caller's alone: its umask and its directory become those of start()."""
+    """This process is its caller's alone: its umask and directory become those of start(), and no descriptor is left
+    that its children would inherit."""
     os.umask(_UMASK)
     os.chdir("/")
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        descriptors = list(range(_MOST_INHERITED))
+    for descriptor in descriptors:
+        if descriptor > 2:
+            with suppress(OSError):
+                os.set_inheritable(descriptor, False)
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, standard: tuple[int, int, int]) -> int:

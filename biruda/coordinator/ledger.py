@@ -34,7 +34,7 @@ class Entry:
     """One worker that may exist."""
 
     place: Place
-    given: Given | None = None
+    given: tuple[Given, ...] = ()  # in the order in which it runs them
 
 
 class Ledger:
@@ -73,8 +73,11 @@ class Ledger:
                 place = replace(self.entries[worker].place, pid=record["pid"], start_ticks=record["start_ticks"])
                 self.entries[worker] = replace(self.entries[worker], place=place)
             elif record["is"] == "given":
-                given = decode(Given, record["given"]) if record["given"] is not None else None
-                self.entries[worker] = replace(self.entries[worker], given=given)
+                entry = self.entries[worker]
+                given = (*entry.given, decode(Given, record["given"])) if record["given"] is not None else ()
+                self.entries[worker] = replace(entry, given=given)
+            elif record["is"] == "taken":
+                self.entries[worker] = _without(self.entries[worker], record["job"], record["attempt"])
             elif record["is"] == "gone":
                 self.entries.pop(worker, None)
         except (ValueError, KeyError, TypeError):
@@ -90,8 +93,8 @@ class Ledger:
         self._unwritten.clear()
         for worker, entry in self.entries.items():
             self._append({"is": "planned", "worker": worker, "place": entry.place})
-            if entry.given is not None:
-                self._append({"is": "given", "worker": worker, "given": entry.given})
+            for given in entry.given:
+                self._append({"is": "given", "worker": worker, "given": given})
         for ended in self.results.values():
             self._append({"is": "ended", "ended": ended})
         self._write()
@@ -134,10 +137,19 @@ class Ledger:
         record = {"is": "spawned", "worker": place.worker, "pid": place.pid, "start_ticks": place.start_ticks}
         self._change(record)
 
-    def given(self, worker: str, given: Given | None) -> None:
-        """It has this attempt; None: no more."""
-        self.entries[worker] = replace(self.entries[worker], given=given)
+    def given(self, worker: str, given: Given) -> None:
+        """It has this attempt too."""
+        entry = self.entries[worker]
+        self.entries[worker] = replace(entry, given=(*entry.given, given))
         self._append({"is": "given", "worker": worker, "given": given})
+
+    def taken(self, worker: str, job: int, attempt: int) -> None:
+        """It has this attempt no more."""
+        entry = self.entries[worker] = _without(self.entries[worker], job, attempt)
+        if entry.given:
+            self._append({"is": "taken", "worker": worker, "job": job, "attempt": attempt})
+        else:
+            self._append({"is": "given", "worker": worker, "given": None})
 
     def gone(self, worker: str) -> None:
         """Nothing of it is left."""
@@ -157,3 +169,7 @@ class Ledger:
     def close(self) -> None:
         self.flush()
         os.close(self._fd)
+
+
+def _without(entry: Entry, job: int, attempt: int) -> Entry:
+    return replace(entry, given=tuple(item for item in entry.given if (item.job, item.attempt) != (job, attempt)))

@@ -94,13 +94,13 @@ class Pool:
                 hint="the daemon's log may say more; biruda env probe tries again",
             )
 
-    async def adopt(self, place: Place, attempt: tuple[int, int], lease_s: float) -> Worker | None:
-        """The worker of an earlier process with its attempt, if it lives and answers; None: it does not."""
+    async def adopt(self, place: Place, attempts: list[tuple[int, int]], lease_s: float) -> Worker | None:
+        """The worker of an earlier process with its attempts, if it lives and answers; None: it does not."""
         try:
             found = await self._spawners[place.kind].attach(place)
         except OSError:
             return None
-        worker = Worker(place, place.environment, self._ledger.flush, attempt=attempt)
+        worker = Worker(place, place.environment, self._ledger.flush, attempts=attempts)
         worker.hold(lease_s)
         self.workers[worker.id] = worker
         self._tasks.create_task(self._serve(worker, found), name=f"worker {worker.id}")
@@ -164,14 +164,23 @@ class Pool:
                 continue
             del self._uncleaned[worker]
 
-    def give(self, worker: Worker, given: Given | None) -> None:
-        """Write down which attempt a worker has."""
-        worker.attempt = (given.job, given.attempt) if given is not None else None
-        worker.hold(given.lease_s if given is not None else IDLE_LEASE_S)
-        comes_back = worker.place.kind is Kind.PROCESS or worker.place.permanent
-        worker.returning = given is None and comes_back and not worker.narrowed
+    def give(self, worker: Worker, given: Given) -> None:
+        """Write down that a worker has an attempt, or one more."""
+        worker.attempts.append((given.job, given.attempt))
+        worker.hold(given.lease_s)
+        worker.returning = False
         if worker.id in self._ledger.entries:
             self._ledger.given(worker.id, given)
+
+    def take(self, worker: Worker, attempt: tuple[int, int]) -> None:
+        """Write down that a worker has an attempt no more."""
+        worker.attempts.remove(attempt)
+        if not worker.attempts:
+            worker.hold(IDLE_LEASE_S)
+            comes_back = worker.place.kind is Kind.PROCESS or worker.place.permanent
+            worker.returning = comes_back and not worker.narrowed
+        if worker.id in self._ledger.entries:
+            self._ledger.taken(worker.id, *attempt)
 
     # Spares.
 

@@ -100,9 +100,9 @@ class Log:
     def _append(self, piece: memoryview) -> None:
         self.last_output_s = time.monotonic()
         self.times.note(self.end, int((self.last_output_s - self._began_s) * 1000))
+        self.room.append(piece)
         self._on_new_line = piece[-1] == 0x0A
         self._hash.update(piece)
-        self.room.append(piece)
 
     def tend(self, now_s: float) -> str:
         """Try again to store what found no place; the problem, once, where it is not just a slow peer."""

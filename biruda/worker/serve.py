@@ -238,7 +238,7 @@ class Worker:
 
     def _is_over(self) -> bool:
         if self._orders.conversation is None:
-            is_awaited = self._orders.attempt is not None or (self._wire is not None and not self._wire.was_used)
+            is_awaited = not self._orders.is_empty or (self._wire is not None and not self._wire.was_used)
             if self._listener is None or not is_awaited:
                 return True
         return self._orders.is_done or (time.monotonic() >= self._lease_end_s and not self._is_spoken_to())
@@ -261,10 +261,9 @@ class Worker:
             _empty(self._child_fd)
             ready.add(self._child_fd)
         if attempt is not None:
-            has_output = attempt.log.read_fd in ready
-            self._orders.guard(attempt, lambda: self._work(attempt, has_output))
-            if not self._orders.guard(attempt, lambda: self._send(attempt)):
-                self._orders.guard(attempt, lambda: self._send(attempt))  # what came of that
+            self._drive(attempt, has_output=attempt.log.read_fd in ready)
+        while self._orders.go_on() and self._orders.attempt is not None:
+            self._drive(self._orders.attempt, has_output=False)
         if self._child_fd in ready:
             self._reap()  # after the step's own process was looked at
         conversation = self._orders.conversation
@@ -273,6 +272,12 @@ class Worker:
             conversation.link.flush()
             if conversation.link.lost:
                 self._disconnect()
+
+    def _drive(self, attempt: Attempt, *, has_output: bool) -> None:
+        """Do what can be done now, and tell what came of it."""
+        self._orders.guard(attempt, lambda: self._work(attempt, has_output))
+        if not self._orders.guard(attempt, lambda: self._send(attempt)):
+            self._orders.guard(attempt, lambda: self._send(attempt))  # what came of that
 
     def _work(self, attempt: Attempt, has_output: bool) -> None:
         conversation = self._orders.conversation
@@ -285,7 +290,7 @@ class Worker:
 
     def _send(self, attempt: Attempt) -> None:
         if self._orders.conversation is not None:
-            self._orders.conversation.send(attempt)
+            self._orders.conversation.send(attempt, at_once=not self._orders.waiting)
 
     def _reap(self) -> None:
         if self._opening.owns_pids or self._opening.subreaper:
@@ -308,7 +313,9 @@ class Worker:
         self._disconnect()
         self._orders.conversation = Conversation(connection, self._opening)
         who = self._identity
-        self._orders.conversation.greet(self._orders.attempt, self._facts, arch=who.arch, boot_id=who.boot_id)
+        self._orders.conversation.greet(
+            self._orders.attempt, self._facts, others=self._orders.others, arch=who.arch, boot_id=who.boot_id
+        )
         self._orders.conversation.link.flush()
 
     def _disconnect(self) -> None:

@@ -34,9 +34,24 @@ def test_what_is_planned_is_written_at_once_and_the_rest_when_it_is_asked_for(tm
     assert b'"given"' not in before
     ledger.flush()
     again = Ledger(tmp_path / "ledger")
-    assert again.entries["a"].given == given(1)
+    assert again.entries["a"].given == (given(1),)
     assert set(again.results) == {(2, 1)}
     ledger.close()
+
+
+def test_a_worker_has_attempts_in_their_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.planned(place("a"))
+    for job in (3, 1, 2):
+        ledger.given("a", given(job))
+    ledger.taken("a", 1, 1)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger")
+    assert again.entries["a"].given == (given(3), given(2))
+    again.taken("a", 3, 1)
+    again.taken("a", 2, 1)
+    again.close()
+    assert Ledger(tmp_path / "ledger").entries["a"].given == ()
 
 
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
@@ -44,7 +59,7 @@ def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     ledger.planned(place("a"))
     ledger.given("a", given(7))
     ledger.close()
-    assert Ledger(tmp_path / "ledger").entries["a"].given == given(7)
+    assert Ledger(tmp_path / "ledger").entries["a"].given == (given(7),)
 
 
 def test_a_long_history_is_not_kept(tmp_path: Path) -> None:
@@ -53,11 +68,13 @@ def test_a_long_history_is_not_kept(tmp_path: Path) -> None:
     ledger.planned(place("a"))
     for job in range(30_000):
         ledger.given("a", given(job))
+        if job:
+            ledger.taken("a", job - 1, 1)
         if job % 100 == 0:
             ledger.flush()
     ledger.flush()
     assert path.stat().st_size < 1_200_000
-    assert Ledger(path).entries["a"].given == given(29_999)
+    assert Ledger(path).entries["a"].given == (given(29_999),)
 
 
 @contextmanager
@@ -83,5 +100,5 @@ def test_without_room_nothing_of_it_is_lost(tmp_path: Path) -> None:
         assert path.stat().st_size > 300  # a part of a line
     ledger.given("a", given(99))
     ledger.flush()
-    assert Ledger(path).entries["a"].given == given(99)
+    assert Ledger(path).entries["a"].given == (*map(given, range(20)), given(99))
     assert os.listdir(tmp_path) == ["ledger"]

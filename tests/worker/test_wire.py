@@ -101,8 +101,8 @@ def test_the_opening_comes_over_the_wire_and_lines_before_it_do_not_count() -> N
     ("line", "said"),
     [
         (b"biruda-opening 99 {}\n", f"speaks protocol 99, this worker {PROTOCOL}; run the same version"),
-        (b"biruda-opening 1 {\n", "the opening is no JSON"),
-        (b'biruda-opening 1 {"new": 1}\n', "the opening does not fit this worker"),
+        (b"biruda-opening 2 {\n", "the opening is no JSON"),
+        (b'biruda-opening 2 {"new": 1}\n', "the opening does not fit this worker"),
         (b"x" * 70_000, "longer than 65536 bytes"),
         (b"", "nobody is there to tell it what for"),
     ],
