@@ -8,11 +8,11 @@ connection with a PeerError, and the next one carries on after the last good fra
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from biruda.errors import PeerError
+from biruda.errors import BirudaError, PeerError
 from biruda.frames import DataFrame, DataHeader, Frame, FrameParser, FrameType, MessageFrame, Session, pack
 from biruda.messages import PROTOCOL
 
@@ -282,6 +282,29 @@ class Link:
                 await run.transport.close()
                 return
             self._write(pack(FrameType.PING))
+
+
+async def problem_of(connection: Coroutine[Any, Any, None], name: str) -> str:
+    """Let a connection run to its end: "" when it just ended, else why in words.
+
+    It has a task of its own. A link breaks in a task group whose parent waits for its end; on Python 3.11 the parent
+    counts as cancelled for ever after, and where it is cancelled at that very moment, it does not hear of it.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        carried = tasks.create_task(_in_words(connection), name=name)
+    return carried.result()
+
+
+async def _in_words(connection: Coroutine[Any, Any, None]) -> str:
+    problem = ""
+    try:
+        await connection
+    except* (OSError, TimeoutError, BirudaError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        problem = str(error) or type(error).__name__
+    return problem
 
 
 def new_session_id() -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from biruda import link as link_module
 from biruda.errors import PeerError
 from biruda.frames import DATA_BYTES, WINDOW_BYTES, DataFrame, DataHeader, FrameParser, FrameType, MessageFrame, pack
-from biruda.link import Link, Transport, dial, hear, new_session_id, refuse, welcome
+from biruda.link import Link, Transport, dial, hear, new_session_id, problem_of, refuse, welcome
 from biruda.messages import PROTOCOL
 from biruda.transports import StreamTransport, WebSocketTransport, memory_pair
 
@@ -711,3 +711,77 @@ async def test_a_peer_that_does_not_read_stops_the_writer_and_can_be_closed() ->
     assert mine._transport.is_closing()
     assert mine._transport.get_write_buffer_size() == 0
     await theirs.close()
+
+
+class _Breaking:
+    """A transport that breaks while something is sent."""
+
+    peer = "who has gone"
+    may_send_now = False
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    def send_now(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.sleep(0)
+        raise ConnectionResetError("who has gone is gone")
+
+    async def receive(self) -> bytes:
+        await self.ended.wait()
+        return b""
+
+    async def close(self) -> None:
+        self.ended.set()
+
+
+async def _break(link: Link) -> None:
+    async def handle(item: MessageFrame | DataFrame) -> None:
+        raise AssertionError(item)
+
+    link.post(b"{}")
+    await link.run(_Breaking(), link.session.received, handle)
+
+
+async def test_who_keeps_a_link_up_outlives_each_of_its_breaks() -> None:
+    link = Link(new_session_id(), "link")
+    task = asyncio.current_task()
+    assert task is not None
+    for _ in range(3):
+        assert await problem_of(_break(link), "connection") == ""
+        assert task.cancelling() == 0
+
+
+async def test_a_cancellation_at_the_moment_of_a_break_is_not_lost() -> None:
+    going = asyncio.Event()
+
+    async def keep() -> None:
+        async def fail() -> None:
+            going.set()
+            await asyncio.sleep(0)
+            raise ConnectionResetError("gone")
+
+        async def connection() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(fail())
+
+        while True:
+            assert await problem_of(connection(), "connection") == "gone"
+
+    for turns in range(6):
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            going.clear()
+            keeper = tasks.create_task(keep())
+            await going.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            keeper.cancel()
+
+
+async def test_a_break_without_words_has_a_name() -> None:
+    async def connection() -> None:
+        raise TimeoutError
+
+    assert await problem_of(connection(), "connection") == "TimeoutError"

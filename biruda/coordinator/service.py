@@ -25,7 +25,7 @@ from biruda.coordinator.spawners.protocol import Spawner
 from biruda.coordinator.workers import Worker
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.frames import DataFrame, MessageFrame
-from biruda.link import Link, Transport, dial, new_session_id
+from biruda.link import Link, Transport, dial, new_session_id, problem_of
 from biruda.messages import (
     Assign,
     AttemptRecorded,
@@ -240,17 +240,12 @@ class Coordinator:
         pause_s = REDIAL_S / 8
         told = ""
         while True:
-            try:
-                await self._one_connection(dial_master)
-                pause_s, told = REDIAL_S / 8, ""
-            except* (OSError, TimeoutError, BirudaError) as group:
-                problem = str(_first(group))
-                if problem != told:
-                    log.warning("no link to the master: %s; trying again", problem)
-                    told = problem
-            this = asyncio.current_task()
-            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
-                raise asyncio.CancelledError
+            problem = await problem_of(self._one_connection(dial_master), "link to the master")
+            if not problem:
+                pause_s = REDIAL_S / 8
+            elif problem != told:
+                log.warning("no link to the master: %s; trying again", problem)
+            told = problem
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 
@@ -351,10 +346,3 @@ class Coordinator:
 
     def _worker_ended(self, worker: Worker) -> None:
         self.runner.worker_ended(worker)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

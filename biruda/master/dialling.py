@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 
 from biruda.errors import BirudaError, PeerError
+from biruda.link import problem_of
 from biruda.master.hosts import Hosts
 from biruda.master.joining import Joining, NotAdmitted
 from biruda.master.linkserver import carry
@@ -60,17 +61,12 @@ class _Dialled:
         """Dial, for ever."""
         pause_s, told = REDIAL_S, ""
         while True:
-            try:
-                await self._one_connection()
-                pause_s, told = REDIAL_S, ""
-            except* (OSError, TimeoutError, BirudaError) as group:
-                problem = str(_first(group))
-                if problem != told:
-                    log.warning("no link to the coordinator at %s: %s; trying again", self._address, problem)
-                    told = problem
-            this = asyncio.current_task()
-            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
-                raise asyncio.CancelledError
+            problem = await problem_of(self._one_connection(), f"link to {self._address}")
+            if not problem:
+                pause_s = REDIAL_S
+            elif problem != told:
+                log.warning("no link to the coordinator at %s: %s; trying again", self._address, problem)
+            told = problem
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 
@@ -132,10 +128,3 @@ def _text(data: bytes, key: str) -> str:
     if not isinstance(value, str):
         raise PeerError(f"it sent a renewal without `{key}`")
     return value
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
