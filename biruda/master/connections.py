@@ -26,11 +26,11 @@ AT_ONCE: Final = 64
 
 
 def _is_our_fault(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
 
 
 log = logging.getLogger("biruda.http")
-"""For aiohttp, which would write a traceback for every request that is no HTTP; who sent it was answered with 400."""
+"""For aiohttp, which would write a traceback for each request that is no HTTP, and for who leaves before his answer."""
 
 log.addFilter(_is_our_fault)
 
