@@ -1,5 +1,6 @@
 """What tests of virtual machines need: a kernel from this host's own mirrors, an image of a small root, a worker."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,7 +38,8 @@ class MachineFiles:
     def toml(self, name: str = "vm", **more: object) -> str:
         """The same, as it is written in biruda.conf."""
         keys = {"kind": "qemu", **{key: str(value) for key, value in vars(self).items()}}
-        lines = "".join(f'{key} = "{value}"\n' for key, value in {"disk_bytes": "256 MiB", **keys, **more}.items())
+        values = {"disk_bytes": "256 MiB", **keys, **more}.items()
+        lines = "".join(f"{key} = {value if isinstance(value, int) else json.dumps(value)}\n" for key, value in values)
         return f'[[environment]]\nname = "{name}"\n{lines}\n'
 
 

@@ -204,7 +204,7 @@ ONLY = {
     "subprocess": ("biruda.process", "biruda.coordinator.spawners"),
     "aiohttp": (
         *("biruda.master.api", "biruda.master.api_joining", "biruda.master.responses"),
-        *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling"),
+        *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling", "biruda.master.connections"),
         *("biruda.transports", "biruda.cli", "biruda.webui"),
         "biruda.coordinator.spawners.docker_api",
     ),

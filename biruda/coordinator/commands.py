@@ -35,8 +35,9 @@ async def adopt(host: "Coordinator") -> None:
         attempt.sent_bytes = None
         attempt.started_s = ended.result.started_s
         host.attempts[attempt.key] = attempt
-    for entry in list(host.ledger.entries.values()):
-        await _adopt_worker(host, entry)
+    async with asyncio.TaskGroup() as tasks:  # one that does not answer does not hold up the others
+        for entry in list(host.ledger.entries.values()):
+            tasks.create_task(_adopt_worker(host, entry), name=f"adopt {entry.place.worker}")
     host.outbox.sweep(host.attempts.keys())
 
 

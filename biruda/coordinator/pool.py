@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +20,9 @@ from biruda.model import Facts, Kind
 log = logging.getLogger("biruda.coordinator")
 
 IDLE_LEASE_S = 60.0
+
+ROOM_AGAIN_S = 1.0
+"""Between two tries to write to a disk that is full."""
 
 
 class Pool:
@@ -58,7 +62,7 @@ class Pool:
         worker_id = f"{self._prefix}-{next(self._numbers):x}"
         place = state.spawner.plan(state.config, worker_id, secrets.token_hex(8), self._directory / worker_id)
         place = replace(place, permanent=state.config.permanent)
-        self._ledger.planned(place)
+        await self._plan(place)
         try:
             facts = state.static or state.host_facts
             spawned = await state.spawner.spawn(state.config, place, facts, lease_s=IDLE_LEASE_S, guess=guess)
@@ -76,6 +80,19 @@ class Pool:
             hang_up(spawned)
             raise
         return worker
+
+    async def _plan(self, place: Place) -> None:
+        """It stands in the ledger on return, however long there is no room for it."""
+        try:
+            self._ledger.planned(place)
+            return
+        except OSError as error:
+            log.error("worker=%s waits for room in the ledger: %s", place.worker, os.strerror(error.errno or 0))
+        while True:
+            await asyncio.sleep(ROOM_AGAIN_S)
+            with suppress(OSError):
+                self._ledger.flush()
+                return
 
     async def _greet(self, worker: Worker) -> None:
         try:

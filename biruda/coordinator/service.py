@@ -193,7 +193,10 @@ class Coordinator:
 
     async def _reap_for_ever(self) -> None:
         while True:
-            await self.reap()
+            try:
+                await self.reap()
+            except OSError as error:  # no more files may be open, the disk fails: the next time may be better
+                log.error("reaper: %s", error)
             await asyncio.sleep(REAP_S)
 
     async def reap(self) -> None:

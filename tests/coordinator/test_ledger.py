@@ -4,6 +4,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,61 @@ def test_without_room_nothing_of_it_is_lost(tmp_path: Path) -> None:
     ledger.flush()
     assert Ledger(path).entries["a"].given == (*map(given, range(20)), given(99))
     assert os.listdir(tmp_path) == ["ledger"]
+
+
+def test_on_a_full_disk_a_ledger_is_opened_and_goes_on_behind_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = Ledger(path)
+    ledger.planned(place("a"))
+    ledger.given("a", given(1))
+    ledger.close()
+    with path.open("ab") as file:
+        file.write(b'{"is": "gone", "wor')  # a process that was killed in the middle of a line
+    with files_of_at_most(10):
+        ledger = Ledger(path)
+        assert ledger.entries["a"].given == (given(1),)
+    ledger.planned(place("b"))
+    ledger.close()
+    again = Ledger(path)
+    assert set(again.entries) == {"a", "b"}
+    assert again.entries["a"].given == (given(1),)
+    again.close()
+    assert os.listdir(tmp_path) == ["ledger"]
+
+
+def test_what_has_happened_is_written_when_there_is_room_again(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = Ledger(path)
+    ledger.planned(place("a"))
+    ledger.planned(place("b"))
+    with files_of_at_most(path.stat().st_size):
+        ledger.gone("a")
+        ledger.spawned(replace(place("b"), pid=7, start_ticks=8))
+        with pytest.raises(OSError, match="File too large"):
+            ledger.planned(place("c"))
+    assert set(Ledger(path).entries) == {"a", "b"}
+    ledger = Ledger(path)
+    with files_of_at_most(path.stat().st_size):
+        ledger.gone("a")
+    ledger.planned(place("c"))
+    assert set(Ledger(path).entries) == {"b", "c"}
+    ledger.close()
+
+
+def test_a_ledger_that_cannot_be_made_short_is_kept_long(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = Ledger(path)
+    for number in range(60):
+        ledger.planned(place(f"w{number}"))
+    ledger.ended(AttemptEnded(job=1, attempt=1, result=result(reason="x" * (1 << 20))))
+    with files_of_at_most(path.stat().st_size + (1 << 20) + 1000):
+        ledger.flush()  # which would be compacted now
+        (tmp_path / "ledger.new").mkdir()
+        ledger.given("w1", given(1))
+        ledger.flush()
+        (tmp_path / "ledger.new").rmdir()
+    ledger.given("w2", given(2))
+    ledger.close()
+    again = Ledger(path)
+    assert (again.entries["w1"].given, again.entries["w2"].given) == ((given(1),), (given(2),))
+    assert set(again.results) == {(1, 1)}
