@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from biruda.coordinator.spawners.docker_api import Demultiplexer
 from biruda.coordinator.spawners.injected import Incoming, birth, connect
 from biruda.frames import DataHeader, FrameType, pack
-from biruda.messages import PROTOCOL, Cancel, encode
+from biruda.messages import PROTOCOL, AttemptRecorded, Cancel, encode
 from biruda.model import Outcome
 from biruda.wire import CONNECTION_BYTES, HANG_UP, echo_of, mark_of
 from biruda.worker.opening import Opening
@@ -184,6 +184,17 @@ def test_an_idle_worker_ends_when_the_coordinator_hangs_up() -> None:
     with wired() as worker:
         worker.attach().attach()
         worker.ours.sendall(mark_of(NONCE, HANG_UP))
+        assert worker.wait_ended(5) == 0
+
+
+def test_what_was_said_before_hanging_up_counts() -> None:
+    """They come in one read when the coordinator stops just then; else the worker would keep its ended attempt."""
+    with wired() as worker:
+        peer = worker.attach()
+        result = peer.run(shell("echo hello"))
+        assert result.outcome is Outcome.PASSED
+        recorded = peer.session.message(encode(AttemptRecorded(job=7, attempt=1)))
+        worker.ours.sendall(recorded + mark_of(NONCE, HANG_UP))
         assert worker.wait_ended(5) == 0
 
 
