@@ -195,6 +195,8 @@ class Worker:
 
     def _descriptors(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
+        if self._wire is not None and time.monotonic() >= self._wire.rests_until_s:
+            self._wire.rests_until_s = 0.0  # decided here alone: who does not poll it must not wait for ever either
         if self._listener is not None and not self._rests:
             wanted[self._listener.fileno()] = select.POLLIN
         if self._child_fd >= 0:
@@ -214,7 +216,7 @@ class Worker:
 
     @property
     def _rests(self) -> bool:
-        return self._wire is not None and time.monotonic() < self._wire.rests_until_s
+        return self._wire is not None and self._wire.rests_until_s > 0
 
     def _timeout_ms(self) -> int | None:
         now_s = time.monotonic()
