@@ -17,6 +17,7 @@ from biruda.coordinator.envbuild.tools import Tools
 from biruda.coordinator.spawners.qemu.argv import SYSTEMS
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.model import Kind
+from tests.coordinator.spawners.support import busybox_root
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class MachineFiles:
         keys = {"kind": "qemu", **{key: str(value) for key, value in vars(self).items()}}
         lines = "".join(f'{key} = "{value}"\n' for key, value in {"disk_bytes": "256 MiB", **keys, **more}.items())
         return f'[[environment]]\nname = "{name}"\n{lines}\n'
+
+
+@pytest.fixture(scope="session")
+def machine_files(tmp_path_factory: pytest.TempPathFactory) -> MachineFiles:
+    """A small root and this host's kernel, for all tests of a session."""
+    directory = tmp_path_factory.mktemp("machines")
+    need_machines()
+    return make_files(directory / "files", busybox_root(directory / "tree"))
+
+
+@pytest.fixture(scope="session")
+def machine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's template and verdict are: made by the first test that needs them."""
+    return tmp_path_factory.mktemp("machines-cache")
 
 
 def need_machines(arch: str = "amd64") -> None:
