@@ -45,6 +45,7 @@ bench: setup ## Latency, throughput and memory, as ratios in one run
 	$(PYTHON) -m tests.bench
 
 soak: setup static ## The slow proofs, and every architecture
+	@scripts/system-packages --slow
 	$(PYTHON) -m pytest -q -m "system or slow"
 
 clean:
