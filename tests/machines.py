@@ -1,5 +1,6 @@
 """What tests of virtual machines need: a kernel from this host's own mirrors, an image of a small root, a worker."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -38,7 +39,9 @@ class MachineFiles:
     def toml(self, name: str = "vm", **more: object) -> str:
         """The same, as it is written in biruda.conf."""
         keys = {"kind": "qemu", **{key: str(value) for key, value in vars(self).items()}}
-        lines = "".join(f'{key} = "{value}"\n' for key, value in {"disk_bytes": "256 MiB", **keys, **more}.items())
+        lines = "".join(
+            f"{key} = {json.dumps(value)}\n" for key, value in {"disk_bytes": "256 MiB", **keys, **more}.items()
+        )
         return f'[[environment]]\nname = "{name}"\n{lines}\n'
 
 
