@@ -12,6 +12,8 @@ import pytest
 from tests.machines import MachineFiles, fetch_kernel, need_machines
 from tests.system.farm import RealFarm, farm, until
 
+pytestmark = pytest.mark.timeout(300)  # the first one's template: emulated machines boot several times
+
 LINES = 400
 TALK = f"i=0; while [ $i -lt {LINES} ]; do echo line $i of the log; i=$((i+1)); usleep 5000; done; echo end"
 TALKED = b"".join(b"line %d of the log\n" % number for number in range(LINES)) + b"end\n"
@@ -32,7 +34,7 @@ def wait_for_clones(real: RealFarm) -> None:
         evidence = real.get("/api/v1/environments/vm")["evidence"]
         return any("clones of a RAM template" in sentence for sentence in evidence)
 
-    until("there is a template", clones, 120)
+    until("there is a template", clones, 240)
 
 
 @pytest.fixture
