@@ -45,6 +45,7 @@ bench: setup ## Latency, throughput and memory, as ratios in one run
 	$(PYTHON) -m tests.bench
 
 test-slow: setup static ## All tests with those that take minutes, on every architecture
+	@scripts/system-packages --slow
 	$(PYTHON) -m pytest -q -m "system or slow"
 
 soak: setup dist/workers ## Break a farm for ten minutes and look what it lost; ROUNDS=1000, SEED=7: docs/reliability.md

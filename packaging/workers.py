@@ -35,7 +35,7 @@ def _freeze(frozen: Path) -> None:
 def _link(arch: str, frozen: Path, output: Path) -> Path:
     target, python = TARGETS[arch], cpython(arch)
     unlinked = frozen / arch
-    native = [HERE / "native" / name for name in ("worker.c", "biruda_module.c")]
+    native = [HERE / "native" / name for name in ("worker.c", "biruda_module.c", "sha256.c")]
     argv = [
         *compile_argv(target),
         *("-static", "-s", "-Wl,--gc-sections", "-Wall", "-Wextra", "-Wno-unused-parameter"),

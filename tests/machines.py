@@ -18,6 +18,7 @@ from biruda.coordinator.envbuild.tools import Tools
 from biruda.coordinator.spawners.qemu.argv import SYSTEMS
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.model import Kind
+from tests.coordinator.spawners.support import busybox_root
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class MachineFiles:
         values = {"disk_bytes": "256 MiB", **keys, **more}.items()
         lines = "".join(f"{key} = {value if isinstance(value, int) else json.dumps(value)}\n" for key, value in values)
         return f'[[environment]]\nname = "{name}"\n{lines}\n'
+
+
+@pytest.fixture(scope="session")
+def machine_files(tmp_path_factory: pytest.TempPathFactory) -> MachineFiles:
+    """A small root and this host's kernel, for all tests of a session."""
+    directory = tmp_path_factory.mktemp("machines")
+    need_machines()
+    return make_files(directory / "files", busybox_root(directory / "tree"))
+
+
+@pytest.fixture(scope="session")
+def machine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's template and verdict are: made by the first test that needs them."""
+    return tmp_path_factory.mktemp("machines-cache")
 
 
 def need_machines(arch: str = "amd64") -> None:

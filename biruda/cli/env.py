@@ -167,7 +167,7 @@ def build(
         proxies=proxies(os.environ),
         progress=lambda text: err().line(f"biruda: {escape(text)}"),
     )
-    return _register(options.client(timeout_s=_LOOK_S), name)
+    return _register(options.client(timeout_s=_LOOK_S), name, anew=replace)
 
 
 def _check_source(kind: str, image: str | None, *sources: object) -> None:
@@ -184,10 +184,13 @@ def _is_default(option: str) -> bool:
     return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
 
 
-def _register(client: Client, name: str) -> int:
+def _register(client: Client, name: str, *, anew: bool) -> int:
+    """Have it taken in. anew: it was there, and its configuration may say the same as before."""
     try:
         host = client.get("status").text("host")
         client.post(f"coordinators/{quote(host)}/reload")
+        if anew:
+            client.post(f"environments/{quote(name)}/probe", {"host": host})
         answer = client.get(f"environments/{quote(name)}", host=host)
     except NoMaster:
         out().line(f"environment {escape(name)} is built; the next biruda up takes it in")

@@ -25,6 +25,7 @@ from dataclasses import replace
 
 from biruda.convert import decode as convert_decode
 from biruda.errors import PeerError
+from biruda.frames import Session
 from biruda.guessenv.here import guess_here
 from biruda.messages import (
     PROTOCOL,
@@ -45,6 +46,7 @@ from biruda.messages import (
 )
 from biruda.model import Artifact, AttemptResult, Facts, Kind, LogInfo, Outcome, Recipe, Step, StepResult
 from biruda.process import own_process
+from biruda.wire import CONNECTION_BYTES, mark_of
 from biruda.worker.attempt import Attempt
 from biruda.worker.cleanup import WorkDirectory
 from biruda.worker.conversation import Conversation
@@ -60,6 +62,8 @@ from biruda.worker.wire import Wire
 _ABANDON_POLL_MS = 2
 _LONGEST_S = 3600.0
 _FRESH_MS = 5  # a worker that nobody asked for anything until then is a spare
+_REHEARSAL_S = 5.0
+_FRESH_MACHINE_MS = 250  # its processor may be emulated, and what it is asked for first take that long to come
 
 
 def preload() -> None:
@@ -111,6 +115,31 @@ def rehearse(opening: Opening) -> None:
         )
         attempt.advance(time.monotonic())
         attempt.clean_up()
+
+
+def rehearse_in_machine(opening: Opening) -> None:
+    """Go once through a whole attempt, from its assignment to the frames with what a shell printed.
+
+    An emulated processor translates each piece of code when it first comes to it, the kernel's too: a fifth of a second
+    and more that a spare has taken before a job waits for it. Nobody else may have processes here: an attempt's end
+    kills them all.
+    """
+    alone = replace(opening, guess=False, user="", reuse=True)  # the work directory stays, as new
+    session = Session()
+    recipe = Recipe(steps=(Step(name="", argv=("/bin/sh", "-c", "echo; exit 0")),))
+    assignment = Assignment(job=1, attempt=1, environment="", recipe=recipe, lease_s=_REHEARSAL_S)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, suppress(Exception):  # what is wrong here is said by the first real attempt
+        theirs.sendall(
+            mark_of(opening.nonce, os.urandom(CONNECTION_BYTES))
+            + session.message(encode(Attach(protocol=PROTOCOL, nonce=opening.nonce, lease_s=_REHEARSAL_S)))
+            + session.message(encode(Assign(assignments=(assignment,))))
+        )
+        worker = Worker(None, Wire(ours.fileno(), ours.fileno(), opening.nonce), alone, -1)
+        try:
+            worker.run_until_ended(time.monotonic() + _REHEARSAL_S)
+        finally:
+            worker.close()
 
 
 def serve(connection: socket.socket, listener: socket.socket | None, opening: Opening) -> None:
@@ -179,6 +208,8 @@ class Worker:
         polled: dict[int, int] = {}
         poll = select.poll()
         is_fresh = self._opening.kind is not Kind.THREAD
+        is_machine = self._opening.kind is Kind.QEMU
+        fresh_ms = _FRESH_MACHINE_MS if is_machine else _FRESH_MS
         while not self._is_over():
             wanted = self._descriptors()
             if wanted != polled:
@@ -188,13 +219,23 @@ class Worker:
                     poll.register(fd, mask)
                 polled = wanted
             is_fresh = is_fresh and self._orders.attempt is None
-            if is_fresh and not poll.poll(_FRESH_MS):
-                rehearse(self._opening)
+            if is_fresh and not poll.poll(fresh_ms):
+                rehearse_in_machine(self._opening) if is_machine else rehearse(self._opening)
                 is_fresh = False
             self._turn({fd for fd, _ in poll.poll(self._timeout_ms())})
 
+    def run_until_ended(self, give_up_s: float) -> None:
+        """Turn until the attempt that it is given has ended, and all of that was said."""
+        while time.monotonic() < give_up_s and (self._orders.attempt is None or self._orders.attempt.ended is None):
+            poll = select.poll()
+            for fd, mask in self._descriptors().items():
+                poll.register(fd, mask)
+            self._turn({fd for fd, _ in poll.poll(_ABANDON_POLL_MS)})
+
     def _descriptors(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
+        if self._wire is not None and time.monotonic() >= self._wire.rests_until_s:
+            self._wire.rests_until_s = 0.0  # decided here alone: who does not poll it must not wait for ever either
         if self._listener is not None and not self._rests:
             wanted[self._listener.fileno()] = select.POLLIN
         if self._child_fd >= 0:
@@ -214,7 +255,7 @@ class Worker:
 
     @property
     def _rests(self) -> bool:
-        return self._wire is not None and time.monotonic() < self._wire.rests_until_s
+        return self._wire is not None and self._wire.rests_until_s > 0
 
     def _timeout_ms(self) -> int | None:
         now_s = time.monotonic()

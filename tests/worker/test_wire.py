@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from biruda.coordinator.spawners.docker_api import Demultiplexer
 from biruda.coordinator.spawners.injected import Incoming, birth, connect
 from biruda.frames import DataHeader, FrameType, pack
-from biruda.messages import PROTOCOL, Cancel, encode
+from biruda.messages import PROTOCOL, AttemptRecorded, Cancel, encode
 from biruda.model import Outcome
 from biruda.wire import CONNECTION_BYTES, HANG_UP, echo_of, mark_of
 from biruda.worker.opening import Opening
+from biruda.worker.serve import Worker
 from biruda.worker.wire import Wire
 from tests.worker.peer import NONCE, Peer, opening_of, python, recipe_of, shell, wait_until
 from tests.worker.test_log import BLOCKS, blocks_sha256
@@ -187,6 +188,17 @@ def test_an_idle_worker_ends_when_the_coordinator_hangs_up() -> None:
         assert worker.wait_ended(5) == 0
 
 
+def test_what_was_said_before_hanging_up_counts() -> None:
+    """They come in one read when the coordinator stops just then; else the worker would keep its ended attempt."""
+    with wired() as worker:
+        peer = worker.attach()
+        result = peer.run(shell("echo hello"))
+        assert result.outcome is Outcome.PASSED
+        recorded = peer.session.message(encode(AttemptRecorded(job=7, attempt=1)))
+        worker.ours.sendall(recorded + mark_of(NONCE, HANG_UP))
+        assert worker.wait_ended(5) == 0
+
+
 def test_an_idle_worker_that_nobody_attaches_to_ends_with_its_lease() -> None:
     with wired(lease_s=0.3) as worker:
         assert worker.wait_ended(5) == 0
@@ -322,6 +334,22 @@ def test_a_port_that_is_closed_and_opened_again_is_no_end(port: tuple[Path, Path
     before = _cpu_s(pid)
     time.sleep(0.3)
     assert _cpu_s(pid) - before < 0.2, "it does not rest while nobody is there"
+
+
+def test_a_port_that_rests_is_looked_at_again(tmp_path: Path) -> None:
+    """The rest may be over between the look at what is polled and the look at the clock, as on a slow processor."""
+    read_fd, write_fd = os.pipe()
+    try:
+        wire = Wire(read_fd, write_fd, NONCE, reopens=True)
+        worker = Worker(None, wire, opening_of(tmp_path, room_path="", lease_s=1000), -1)
+        wire.rests_until_s = time.monotonic() + 0.01
+        assert read_fd not in worker._descriptors()
+        time.sleep(0.02)
+        assert worker._timeout_ms() == 0
+        assert read_fd in worker._descriptors()
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 def _cpu_s(pid: int) -> float:
