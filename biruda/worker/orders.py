@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
 from biruda.errors import EnvironmentFault, PeerError
@@ -73,7 +72,7 @@ class Orders:
             attempt.fail(Outcome.ENVIRONMENT, str(fault))
             return False
         except Exception as error:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             attempt.fail(Outcome.INFRA, _in_words(error))
             return False
         return True
@@ -136,7 +135,7 @@ class Orders:
         try:
             attempt = Attempt(self._opening, assignment, self._directory, self._variables, self.tell, wakes=self._wakes)
         except Exception as error:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._refuse(conversation, assignment, _in_words(error))
             return
         self.attempt = attempt
