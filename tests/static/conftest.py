@@ -10,7 +10,9 @@ from tests.static.places import Maker
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_LIMIT_S = 1800
-QUICK = tuple(f"tests/static/test_{name}.py" for name in ("kernel", "places", "executable", "lean"))
+QUICK = tuple(
+    f"tests/static/test_{name}.py" for name in ("kernel", "places", "executable", "lean", "bare_host", "packages")
+)
 OWN_ARCH = {
     "x86_64": "amd64",
     "i686": "i386",

@@ -13,8 +13,12 @@ from biruda.model import Outcome
 from tests.static.conftest import CHECKOUT, OWN_ARCH, build
 from tests.static.hello import started
 from tests.static.places import WITH_PROC, Maker, Place
+from tests.static.test_kernel import BUILDER
+from tests.static.test_packages import build_packages, by_dpkg, check_farm
 from tests.static.test_places import check_guess, check_worker
-from tests.worker.peer import recipe_of, shell
+from tests.worker.peer import recipe_of, shell, step
+
+FETCH = "import sys; sys.path.insert(0, sys.argv[1]); import sources; print(sources.tarball(sys.argv[2]))"
 
 pytestmark = pytest.mark.skipif("BIRUDA_MATRIX" not in os.environ, reason="takes minutes: make test-matrix runs it")
 
@@ -26,6 +30,7 @@ QEMU = {
     "riscv64": "qemu-riscv64-static",
     "ppc64el": "qemu-ppc64le-static",
 }
+KEYRING = "ubuntu-keyring"  # of sources.toml: Debian packages what signs Ubuntu's old suites
 NATIVE = {"amd64": ("amd64", "i386"), "arm64": ("arm64",)}
 SUITES = ("bullseye", "bookworm", "trixie")
 
@@ -51,12 +56,25 @@ def suite_root(roots: Path, suite: str, arch: str = OWN_ARCH) -> Path:
     root = roots / "environments" / name / "root"
     if not root.is_dir():
         words = ["env", "build", name, "--suite", suite, "--arch", arch, "--home", str(roots)]
+        if suite not in SUITES:
+            words += ["--keyring", str(ubuntu_keyring(roots))]
         done = subprocess.run(
             [sys.executable, "-m", "biruda", *words], capture_output=True, text=True, check=False, cwd=CHECKOUT
         )
         if done.returncode != 0:
             pytest.skip(f"no root tree of {name}: {done.stderr.strip()[-300:]}")
     return root
+
+
+def ubuntu_keyring(roots: Path) -> Path:
+    """The keys of Ubuntu's archive, from the package that Debian has of them; skips where it cannot be had."""
+    unpacked = roots / KEYRING
+    argv = [BUILDER, "-B", "-c", FETCH, CHECKOUT / "packaging", KEYRING]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no {KEYRING}: {done.stderr.strip().splitlines()[-1:]}")
+    subprocess.run(["dpkg-deb", "--extract", done.stdout.strip(), unpacked], check=True)
+    return unpacked / "usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
 
 @pytest.mark.parametrize("kind", ["worker", "executable"])
@@ -114,6 +132,17 @@ def test_every_architecture_starts(arch: str, all_workers: Path, maker: Maker) -
     assert (guess.returncode, guess.stderr) == (0, "")
     with started(argv, guess=True) as worker:
         assert worker.hello.arch == arch
+        worker.peer.attach()
+        worker.peer.assign(recipe_of(shell("echo a job of $(uname -s)"), step("/bin/false", name="ends")))
+        assert worker.peer.result().outcome is Outcome.FAILED
+        assert bytes(worker.peer.log.head) == b"a job of Linux\n"
+        worker.peer.record()
+
+
+def test_the_deb_in_debian(dist: Path, roots: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-a", "--reflink=auto", suite_root(roots, "bookworm"), root], check=True)
+    check_farm(by_dpkg, build_packages(dist), root)
 
 
 def test_two_builds_are_identical(dist: Path, all_workers: Path, tmp_path: Path) -> None:
