@@ -17,6 +17,9 @@ sys.path.insert(0, str(HERE))
 
 from lean import write_out  # noqa: E402 - along the path above, which an isolated Python has not
 
+# As this process was started itself: it reads nothing that was compiled earlier
+PYTHON = (sys.executable, "-I", "-S", "-B", "-X", f"pycache_prefix={sys.pycache_prefix}")
+
 ROOTS = ("biruda.__main__", "biruda.cli.guess", "biruda.guessenv", "biruda.worker.serve", "biruda.sourcepack.unpack")
 ENTRY = "biruda_worker"
 
@@ -162,7 +165,7 @@ def standard_library(names: set[str]) -> dict[str, Path]:
     """Everything that importing these, and starting, brings in: path by name."""
     wanted = sorted(name for name in names if name not in sys.builtin_module_names and name != "_biruda")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "frozen_modules=off", "-c", SHOW, *wanted, *LATE],
+        [*PYTHON, "-X", "frozen_modules=off", "-c", SHOW, *wanted, *LATE],
         capture_output=True,
         text=True,
         check=False,
@@ -194,7 +197,7 @@ def ready(own: dict[str, ast.Module], ours: dict[str, Path], output: Path) -> by
         module.write_text(ast.unparse(own[name]))
     names = sorted(name for name in ours if name != "biruda.__main__")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", HERE / "rehearse.py", recorded, HERE, lean, *names],
+        [*PYTHON, HERE / "rehearse.py", recorded, HERE, lean, *names],
         capture_output=True,
         text=True,
         check=False,
