@@ -145,12 +145,37 @@ def test_the_deb_in_debian(dist: Path, roots: Path, tmp_path: Path) -> None:
     check_farm(by_dpkg, build_packages(dist), root)
 
 
-def test_two_builds_are_identical(dist: Path, all_workers: Path, tmp_path: Path) -> None:
-    """Of everything but the cached interpreter and packages, in another directory, from a copy of the sources."""
-    copy = tmp_path / "copy"
-    ignored = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".mypy_cache", ".demo", "spool")
-    shutil.copytree(CHECKOUT, copy, ignore=ignored)
-    subprocess.run([copy / "build-static.sh", "--output", tmp_path / "out"], check=True, capture_output=True)
-    build()
-    for name in ("biruda", *(f"workers/{arch}" for arch in QEMU)):
-        assert (tmp_path / "out" / name).read_bytes() == (dist / name).read_bytes(), name
+IGNORED = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".mypy_cache", ".demo", ".six", "spool")
+SHARED = ("cpython-", "zig-", "sources", "environment-")  # of the cache: what is not biruda's own
+
+
+def build_apart(where: Path, *options: str) -> Path:
+    """What a copy of the sources makes in a directory of its own, with a cache that holds nothing of biruda's own."""
+    shutil.copytree(CHECKOUT, where / "sources", ignore=IGNORED)
+    cache = where / "cache"
+    cache.mkdir()
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for path in Path(os.environ.get("BIRUDA_BUILD_CACHE") or user / "biruda-build").iterdir():
+        if path.name.startswith(SHARED) and path.is_dir() and path.name != "zig-cache":
+            (cache / path.name).symlink_to(path)
+    env = {**os.environ, "BIRUDA_BUILD_CACHE": str(cache)}
+    words = [where / "sources" / "build-static.sh", *options, "--output", where / "out"]
+    done = subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where / "out"
+
+
+def test_two_builds_are_identical(dist: Path, tmp_path: Path) -> None:
+    """Of all but the interpreter and the packages: in two directories, each with an empty cache for the rest."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "another").mkdir()
+    one = build_apart(tmp_path / "one", "--arch", OWN_ARCH)
+    other = build_apart(tmp_path / "another", "--arch", OWN_ARCH)
+    for name in (f"workers/{OWN_ARCH}", "biruda"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_the_workers_of_all_architectures_are_identical(all_workers: Path, tmp_path: Path) -> None:
+    other = build_apart(tmp_path, "--workers")
+    for arch in QEMU:
+        assert (other / "workers" / arch).read_bytes() == (all_workers / arch).read_bytes(), arch
