@@ -11,7 +11,8 @@ from tests.static.places import Maker
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_LIMIT_S = 1800
 QUICK = tuple(
-    f"tests/static/test_{name}.py" for name in ("kernel", "places", "executable", "lean", "bare_host", "packages")
+    f"tests/static/test_{name}.py"
+    for name in ("bare_host", "executable", "kernel", "lean", "limits", "packages", "places")
 )
 OWN_ARCH = {
     "x86_64": "amd64",
