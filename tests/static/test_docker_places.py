@@ -35,6 +35,7 @@ class Image:
 def image(daemon: Dockerd, tmp_path_factory: pytest.TempPathFactory) -> Image:
     """Busybox alone."""
     root = busybox_root(tmp_path_factory.mktemp("image") / "root")
+    (root / "tmp").chmod(0o1777)  # which runc gives a tmpfs there too, whatever its options say
     return Image(daemon.socket, daemon.import_tree(root, "busybox"))
 
 
