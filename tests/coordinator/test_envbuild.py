@@ -646,7 +646,7 @@ def test_a_keyring_is_given_to_the_tool(
     monkeypatch.chdir(tmp_path)
     Path("keys.gpg").touch()
     path = tools(**{tool: 'for word; do case $word in --keyring=*) echo "E: $word"; exit 1;; esac; done'})
-    options = {"suite": "xenial", "mirror": "http://mirror/ubuntu", "search_path": path}
+    options = {"suite": "jammy", "mirror": "http://mirror/ubuntu", "search_path": path}
     assert f"E: --keyring={tmp_path}/keys.gpg" in farm.refused(**options, keyring=Path("keys.gpg"))
 
 
