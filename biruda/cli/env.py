@@ -109,6 +109,7 @@ def remove(name: str, host: str | None) -> None:
 @click.option("--arch", metavar="A", help="Such as i386.  [default: this host's]")
 @click.option("--include", "packages", multiple=True, metavar="PKG,...", help="More packages to install.")
 @click.option("--mirror", metavar="URL", help="Where the suite's packages come from.")
+@click.option("--keyring", type=click.Path(path_type=Path), metavar="F", help="Of who signs those.  [default: apt's]")
 @click.option("--tarball", type=click.Path(path_type=Path), metavar="F", help="A root tree, packed.")
 @click.option("--directory", type=click.Path(path_type=Path), metavar="D", help="A root tree, copied.")
 @click.option("--emulate", is_flag=True, help="Have the kernel run a foreign --arch by qemu-user, until the next boot.")
@@ -123,6 +124,7 @@ def build(
     arch: str | None,
     packages: tuple[str, ...],
     mirror: str | None,
+    keyring: Path | None,
     tarball: Path | None,
     directory: Path | None,
     kernel: Path | None,
@@ -137,8 +139,8 @@ def build(
     if image is not None and _is_default("kind"):
         kind = "docker"
     _check_source(kind, image, suite, tarball, directory)
-    if suite is None and (packages or mirror):
-        raise UsageError("--include and --mirror go with --suite: a root tree is taken as it is")
+    if suite is None and (packages or mirror or keyring):
+        raise UsageError("--include, --mirror and --keyring go with --suite: a root tree is taken as it is")
     if kernel is not None and kind != "qemu":
         raise UsageError("--kernel goes with --kind qemu: others run on this host's")
     from biruda.cli.detach import make_home
@@ -161,6 +163,7 @@ def build(
         tarball=tarball,
         directory=directory,
         mirror=mirror,
+        keyring=keyring,
         replace=replace,
         fresh=fresh,
         emulate=emulate,

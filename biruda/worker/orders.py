@@ -9,7 +9,6 @@ import math
 import os
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -88,7 +87,7 @@ class Orders:
             attempt.fail(Outcome.ENVIRONMENT, str(fault))
             return False
         except Exception as error:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             attempt.fail(Outcome.INFRA, _in_words(error))
             return False
         return True
@@ -181,7 +180,7 @@ class Orders:
         try:
             attempt = Attempt(self._opening, assignment, self._directory, self._variables, self.tell, wakes=self._wakes)
         except Exception as error:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             self._end_unbegun(assignment, Outcome.INFRA, _in_words(error))
             return
         self.attempt = attempt

@@ -19,14 +19,13 @@ import select
 import socket
 import sys
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import replace
 
+from biruda import process
 from biruda.convert import decode as convert_decode
 from biruda.errors import PeerError
 from biruda.frames import Session
-from biruda.guessenv.here import guess_here
 from biruda.messages import (
     PROTOCOL,
     Assign,
@@ -69,8 +68,12 @@ _FRESH_MACHINE_MS = 250  # its processor may be emulated, and what it is asked f
 def preload() -> None:
     """Do once what would be done at the first attempt. For a zygote: after its forks the root may be another.
 
-    All that serve() needs is imported with this module; decoders, OpenSSL's configuration and the like are not.
+    An injected worker says hello first, and imports what only an attempt needs when it comes to it.
     """
+    import biruda.guessenv.here
+    import biruda.sourcepack.unpack  # noqa: F401
+
+    process.prepare()
     recipe = Recipe(steps=(Step(name="", argv=()),))
     for message in (
         Attach(protocol=PROTOCOL, nonce="", lease_s=1.0),
@@ -378,7 +381,7 @@ class Worker:
             sys.stderr.write(f"biruda: worker {self._opening.worker} closes its connection: {error}\n")
             conversation.link.lost = True
         except Exception:  # a bug of ours, found by a peer: the attempt shall not pay for it
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             conversation.link.lost = True
 
     def close(self) -> None:
@@ -397,10 +400,12 @@ class Worker:
                 attempt.advance(time.monotonic())
                 select.poll().poll(_ABANDON_POLL_MS)
         except Exception:  # whatever it is, what can be removed shall be
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
 
 
 def _facts() -> Facts:
+    from biruda.guessenv.here import guess_here  # here, so that who is not asked for a guess is there sooner
+
     guess = guess_here().as_dict()
     return convert_decode(Facts, {name: guess[name] for name in Facts.__dataclass_fields__ if name in guess})
 
