@@ -203,11 +203,12 @@ ONLY = {
     "ctypes": ("biruda.coordinator.spawners", "biruda.master.spool"),
     "subprocess": ("biruda.process", "biruda.coordinator.spawners"),
     "aiohttp": (
-        *("biruda.master.api", "biruda.master.api_joining", "biruda.master.responses"),
+        *("biruda.master.api", "biruda.master.api_joining", "biruda.master.responses", "biruda.master.access"),
         *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling"),
         *("biruda.transports", "biruda.cli", "biruda.webui"),
         "biruda.coordinator.spawners.docker_api",
     ),
+    "jinja2": ("biruda.webui",),
     "cryptography": ("biruda.trust.certificates",),
     "click": ("biruda.cli", "biruda.__main__"),
 }

@@ -1,12 +1,9 @@
 """The HTTP API: docs/api.md as aiohttp routes. Every page and command uses it and nothing else."""
 
 import asyncio
-import hmac
 import logging
 import os
-import pwd
 import socket
-import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import ConfigError, NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import api_joining, named, openapi, views
+from biruda.master import access, api_joining, named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.intake import safe_path
 from biruda.master.logs import FileReader, open_file, open_log
@@ -50,42 +47,17 @@ class About:
 LISTENS = web.AppKey("listens", dict[str, str])
 MASTER = web.AppKey("master", Master)
 ABOUT = web.AppKey("about", About)
-TOKEN = web.AppKey("token", str)
 routes = web.RouteTableDef()
-
-
-def caller(request: web.Request) -> str:
-    """The name of the user who asks: a local one by peer credentials, "token" over TCP. "" when not allowed."""
-    transport = request.transport
-    connection = transport.get_extra_info("socket") if transport is not None else None
-    if connection is not None and connection.family == socket.AF_UNIX:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        uid = struct.unpack("3i", credentials)[1]
-        return _user_name(uid) if uid in (0, os.getuid()) else ""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given, right = token.strip().encode("utf-8", "replace"), request.app[TOKEN].encode()
-    return "token" if scheme.lower() == "bearer" and hmac.compare_digest(given, right) else ""
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 @web.middleware
 async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Who may ask, and every error as a problem document."""
-    user = caller(request)
-    if not user:
-        return problem(
-            401,
-            f"{request.path}: a valid token is needed here",
-            "Authorization: Bearer with the content of HOME/token",
-        )
-    request[USER] = user
-    return await answered(request, handler)
+    """Who may ask for what, and every error as a problem document."""
+    who = access.identify(request)
+    if who is not None:
+        request[access.CALLER], request[USER] = who, who.name
+    refusal = access.refusal(request, who)
+    return refusal if refusal is not None else await answered(request, handler)
 
 
 def _number(request: web.Request, name: str, default: int | None = None, *, low: int = 0) -> int | None:
@@ -448,10 +420,11 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
     return json_response(openapi.job_schema())
 
 
-def application(master: Master, about: About, token: str) -> web.Application:
-    """The API of one master."""
+def application(master: Master, about: About, token: str, anonymous: access.Role | None = None) -> web.Application:
+    """The API of one master. token: what makes an administrator; anonymous: what may be done without any."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
-    app[MASTER], app[ABOUT], app[TOKEN], app[LISTENS] = master, about, token, {}
+    app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
+    app[access.ACCESS] = access.Access(token, anonymous)
     app.add_routes([*routes, *api_joining.routes])
     return app
 

@@ -21,7 +21,7 @@ USER = web.RequestKey("user", str)
 TITLES = {
     400: "Bad request",
     401: "No valid token",
-    403: "Not admitted",
+    403: "Not allowed",
     404: "Not found",
     405: "No such method",
     409: "Ambiguous or in conflict",

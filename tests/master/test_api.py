@@ -19,7 +19,7 @@ from yarl import URL
 
 from biruda import VERSION
 from biruda.link import Link, dial
-from biruda.master import api, api_joining, openapi
+from biruda.master import access, api, api_joining, openapi
 from biruda.master import service as service_module
 from biruda.master.service import Master
 from biruda.messages import PROTOCOL, EnvironmentCommand, SamplesWanted
@@ -154,7 +154,7 @@ async def test_over_tcp_every_request_needs_the_token(tmp_path: Path) -> None:
 async def test_over_the_socket_the_kernel_says_who_asks(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         job = await client.submit()
-        assert client.master.view(job)["user"] == api._user_name(os.getuid())
+        assert client.master.view(job)["user"] == access._user_name(os.getuid())
         mode = (tmp_path / "master.sock").stat().st_mode & 0o777
         assert mode == 0o600
     assert not (tmp_path / "master.sock").exists()
@@ -420,7 +420,7 @@ async def test_cancel_retry_and_why(tmp_path: Path) -> None:
         assert (await client.ask("POST", f"/api/v1/jobs/{job}/retry")).problem["status"] == 409
         answer = await client.ask("POST", f"/api/v1/jobs/{other}/cancel")
         assert (answer.status, answer.json["outcome"]) == (202, "cancelled")
-        assert answer.json["reason"] == f"cancelled by {api._user_name(os.getuid())}"
+        assert answer.json["reason"] == f"cancelled by {access._user_name(os.getuid())}"
         answer = await client.ask("POST", f"/api/v1/jobs/{other}/cancel", json={"reason": "x"})
         assert (answer.status, answer.problem["detail"]) == (409, "job 2 has already ended: cancelled")
         assert (await client.get(f"/api/v1/jobs/{other}/why"))["sentence"].startswith("it has ended: cancelled")

@@ -1,0 +1,12 @@
+"""The home page: the whole farm at a glance."""
+
+from aiohttp import web
+
+from biruda.webui.routes import render
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/")
+async def home(request: web.Request) -> web.StreamResponse:
+    return render(request, "farm.html")
