@@ -1,18 +1,19 @@
 """Who asks, and what they may do: a local user, who shows a token, a browser that has logged in, or anybody."""
 
-import hmac
 import os
 import pwd
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from biruda.master.requests import NotAllowed
 from biruda.master.responses import Handler, problem
+from biruda.master.tries import WrongTries
 
 F = TypeVar("F", bound=Handler)
 
@@ -41,16 +42,28 @@ class Caller:
     by_cookie: bool = False
 
 
+class Known(Protocol):
+    """Who is known by what they show: sessions.py."""
+
+    def by_token(self, text: str) -> Caller | None: ...
+    def by_cookie(self, text: str) -> Caller | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What lets somebody in. token: of the administrator; anonymous: the role of who shows nothing; None: no way in."""
+    """What lets somebody in. anonymous: the role of who shows nothing; None: no way in."""
 
-    token: str
+    known: Known
     anonymous: Role | None = None
+    wrong: WrongTries = field(default_factory=WrongTries)
 
 
 ACCESS = web.AppKey("access", Access)
 CALLER = web.RequestKey("caller", Caller)
+
+COOKIE: Final = "biruda"
+PAGE_HEADER: Final = "Biruda-Page"
+"""With a cookie a write must have it: a form of another site cannot send it, and a script of one is not let."""
 
 READS: Final = ("GET", "HEAD", "OPTIONS")
 
@@ -80,12 +93,12 @@ def identify(request: web.Request) -> Caller | None:
         uid = struct.unpack("3i", credentials)[1]
         return Caller(name=_user_name(uid), role=Role.ADMIN) if uid in (0, os.getuid()) else None
     access = request.app[ACCESS]
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given = token.strip().encode("utf-8", "replace")
-    if scheme.lower() == "bearer":
-        is_right = hmac.compare_digest(given, access.token.encode())
-        return Caller(name="token", role=Role.ADMIN) if is_right else None
-    return None if access.anonymous is None else Caller(name="", role=access.anonymous)
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    if scheme:
+        return access.known.by_token(token.strip()) if scheme.lower() == "bearer" else None
+    cookie = request.cookies.get(COOKIE)
+    caller = access.known.by_cookie(cookie) if cookie else None
+    return caller or (None if access.anonymous is None else Caller(name="", role=access.anonymous))
 
 
 def _user_name(uid: int) -> str:
@@ -97,6 +110,12 @@ def _user_name(uid: int) -> str:
 
 def refusal(request: web.Request, caller: Caller | None) -> web.Response | None:
     """Why a request is not answered; None: it is."""
+    if caller is not None and caller.by_cookie and not _is_meant(request):
+        return problem(
+            403,
+            f"{request.method} {request.path}: a cookie alone does not show that a page of this farm asks",
+            f"programs send Authorization: Bearer; pages send {PAGE_HEADER} and their own Origin",
+        )
     role = needed(request)
     if role is Role.NOBODY or (caller is not None and caller.role.may(role)):
         return None
@@ -104,10 +123,31 @@ def refusal(request: web.Request, caller: Caller | None) -> web.Response | None:
         return problem(
             401,
             f"{request.path}: a valid token is needed here",
-            "Authorization: Bearer with the content of HOME/token",
+            "Authorization: Bearer with the content of HOME/token, or with what `biruda token --role` made",
         )
     return problem(
         403,
         f"{request.path}: {caller.name} has the role {caller.role}, and {request.method} needs {role}",
         "an administrator makes tokens: biruda token --role",
     )
+
+
+def _is_meant(request: web.Request) -> bool:
+    """Whether one of our pages asks, where only a cookie says who; reading needs no proof, but to listen does."""
+    if request.method not in READS:
+        is_form = needed(request) is Role.NOBODY  # to log out: a form of a page without scripts
+        return is_own_origin(request) and (is_form or PAGE_HEADER in request.headers)
+    return hdrs.UPGRADE not in request.headers or is_own_origin(request)
+
+
+def is_own_origin(request: web.Request) -> bool:
+    """Whether a page of this address asks, as the browser says."""
+    return request.headers.get(hdrs.ORIGIN, "").partition("://")[2] == request.headers.get(hdrs.HOST, "-")
+
+
+def check_owner(request: web.Request, job: dict[str, Any]) -> None:
+    """Raise NotAllowed for who may not end or repeat this job: it is somebody else's."""
+    caller = request[CALLER]
+    if caller.role is not Role.ADMIN and job["user"] != caller.name:
+        owner = job["user"] or "somebody else"
+        raise NotAllowed(f"job {job['job']} is {owner}'s, not {caller.name}'s", hint="an administrator may do that")

@@ -17,12 +17,13 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import ConfigError, NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import access, api_joining, named, openapi, views
+from biruda.master import access, api_access, api_joining, named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.intake import safe_path
 from biruda.master.logs import FileReader, open_file, open_log
 from biruda.master.responses import USER, Handler, answered, json_response, problem
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
+from biruda.master.sessions import Sessions
 from biruda.master.state import Host
 from biruda.messages import PROTOCOL
 from biruda.model import EnvironmentReport
@@ -157,6 +158,7 @@ async def job(request: web.Request) -> web.StreamResponse:
 async def cancel(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
     reason = rq.parse(rq.ReasonRequest, await request.read()).reason or f"cancelled by {request[USER]}"
+    access.check_owner(request, master.view(_job(request)))
     await master.cancel(_job(request), reason[:500])
     return json_response(master.view(_job(request)), 202)
 
@@ -164,6 +166,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
 @routes.post(r"/api/v1/jobs/{job:\d+}/retry")
 async def retry(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
+    access.check_owner(request, master.view(_job(request)))
     await master.retry(_job(request))
     return json_response(master.view(_job(request)), 201)
 
@@ -268,6 +271,8 @@ async def stop(request: web.Request) -> web.StreamResponse:
     master, name = request.app[MASTER], request.match_info["name"]
     numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await request.read()))
     for number in numbers:
+        access.check_owner(request, master.view(number))
+    for number in numbers:
         if number in master.farm.jobs:  # it may have ended while another one was cancelled
             await master.cancel(number, f"{name} stopped by {request[USER]}")
     return json_response({"jobs": numbers}, 202)
@@ -301,6 +306,7 @@ async def environment(request: web.Request) -> web.StreamResponse:
 
 
 @routes.post("/api/v1/environments/{name}/probe")
+@access.needs(access.Role.ADMIN)
 async def probe(request: web.Request) -> web.StreamResponse:
     wanted = rq.parse(rq.HostRequest, await request.read())
     host, offer = _environment(request, wanted.host)
@@ -309,6 +315,7 @@ async def probe(request: web.Request) -> web.StreamResponse:
 
 
 @routes.delete("/api/v1/environments/{name}")
+@access.needs(access.Role.ADMIN)
 async def remove(request: web.Request) -> web.StreamResponse:
     host, offer = _environment(request, request.query.get("host"))
     await request.app[MASTER].hosts.command(host.report.host, "remove", offer.name)
@@ -323,6 +330,7 @@ async def coordinators(request: web.Request) -> web.StreamResponse:
 
 
 @routes.post("/api/v1/coordinators/{host}/reload")
+@access.needs(access.Role.ADMIN)
 async def reload(request: web.Request) -> web.StreamResponse:
     await request.app[MASTER].hosts.command(request.match_info["host"], "reload")
     return json_response({})
@@ -392,6 +400,7 @@ async def _send_events(
 
 
 @routes.get("/api/v1/link")
+@access.needs(access.Role.ADMIN)
 async def link(request: web.Request) -> web.StreamResponse:
     """A coordinator's connection: the frames of docs/protocol.md. From other hosts over TLS: linkserver.py."""
     websocket = web.WebSocketResponse(max_msg_size=8 << 20, compress=False, autoping=True)
@@ -420,12 +429,18 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
     return json_response(openapi.job_schema())
 
 
+def all_routes() -> list[web.AbstractRouteDef]:
+    """Every route of the API."""
+    return [*routes, *api_access.routes, *api_joining.routes]
+
+
 def application(master: Master, about: About, token: str, anonymous: access.Role | None = None) -> web.Application:
     """The API of one master. token: what makes an administrator; anonymous: what may be done without any."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
     app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
-    app[access.ACCESS] = access.Access(token, anonymous)
-    app.add_routes([*routes, *api_joining.routes])
+    app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
+    app[access.ACCESS] = access.Access(sessions, anonymous)
+    app.add_routes(all_routes())
     return app
 
 

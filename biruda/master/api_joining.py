@@ -10,6 +10,7 @@ from aiohttp import web
 from biruda.errors import UserError
 from biruda.master import requests as rq
 from biruda.master import views
+from biruda.master.access import Role, needs
 from biruda.master.joining import Joining
 from biruda.master.joinrecords import CertificateRecord
 from biruda.master.responses import USER, json_response
@@ -64,6 +65,7 @@ def _joining(request: web.Request) -> Joining:
 
 
 @routes.post("/api/v1/tokens")
+@needs(Role.ADMIN)
 async def make_token(request: web.Request) -> web.StreamResponse:
     wanted = rq.parse(TokenRequest, await request.read())
     joining, url = _joining(request), request.app[LINKS].url
@@ -83,6 +85,7 @@ async def hosts(request: web.Request) -> web.StreamResponse:
 
 
 @routes.post("/api/v1/hosts/{host}/revoke")
+@needs(Role.ADMIN)
 async def revoke(request: web.Request) -> web.StreamResponse:
     reason = rq.parse(rq.ReasonRequest, await request.read()).reason
     words = f"{reason[:500]} ({request[USER]})" if reason else f"by {request[USER]}"

@@ -8,6 +8,7 @@ import msgspec
 
 from biruda import VERSION
 from biruda.master import requests as rq
+from biruda.master.api_access import AccessTokenRequest
 from biruda.master.api_joining import TokenRequest
 from biruda.model import Artifact, StepResult
 
@@ -107,6 +108,10 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("post", "/api/v1/tokens", "Make a join token", TokenRequest, 201, OBJECT),
     ("get", "/api/v1/hosts", "Hosts that have joined", None, 200, OBJECT),
     ("post", "/api/v1/hosts/{host}/revoke", "Let a host in no more", rq.ReasonRequest, 200, OBJECT),
+    ("get", "/api/v1/me", "Who asks, and their role", None, 200, OBJECT),
+    ("get", "/api/v1/access-tokens", "Tokens with a name and a role", None, 200, OBJECT),
+    ("post", "/api/v1/access-tokens", "Make one", AccessTokenRequest, 201, OBJECT),
+    ("delete", "/api/v1/access-tokens/{name}", "End one", None, 200, OBJECT),
     ("get", "/api/v1/events", "Events on a WebSocket; after resumes", None, 101, ""),
     ("get", "/api/v1/openapi.json", "This document", None, 200, OBJECT),
     ("get", "/api/v1/schemas/job.json", "JSON Schema of a job", None, 200, OBJECT),

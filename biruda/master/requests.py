@@ -69,6 +69,10 @@ class HostRequest:
     host: str | None = None
 
 
+class NotAllowed(UserError):
+    """Who asks may not do that (HTTP 403)."""
+
+
 def parse(kind: type[T], body: bytes) -> T:
     """The body as a value. Raises InvalidRequest that says where it does not fit; an empty body is an empty object."""
     try:

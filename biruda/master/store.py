@@ -16,7 +16,7 @@ from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 
-MIGRATIONS = ("0001.sql", "0002.sql")
+MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql")
 """Numbered, only ever added to; PRAGMA user_version counts those applied."""
 
 INSERT_QUEUED = """

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 from aiohttp import hdrs, web
+from yarl import URL
 
 from biruda.master.access import CALLER, Role, needs
 from biruda.master.api import MASTER
@@ -117,8 +118,16 @@ async def pages(request: web.Request, handler: Handler) -> web.StreamResponse:
     assert isinstance(response, web.Response)
     problem = orjson.loads(response.body) if isinstance(response.body, bytes) else {}
     if response.status == 401 and request.method == "GET":
-        raise web.HTTPSeeOther(str(request.rel_url.with_path("/login").with_query(next=str(request.rel_url))))
+        return _to_login(request)
     return render(request, "problem.html", status=response.status, problem=problem)
+
+
+def _to_login(request: web.Request) -> web.Response:
+    """A link on another site's page brings no cookie along; the page that it leads to, loaded anew, does."""
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        return render(request, "again.html", url=str(request.rel_url))
+    place = URL("/login").with_query(next=str(request.rel_url))
+    return web.Response(status=303, headers={"Location": str(place)})
 
 
 async def _protect(request: web.Request, response: web.StreamResponse) -> None:
@@ -133,6 +142,6 @@ def mount(app: web.Application) -> None:
     app[SITE] = Site()
     app.middlewares.insert(0, pages)
     app.on_response_prepare.append(_protect)
-    from biruda.webui import farm
+    from biruda.webui import farm, login
 
-    app.add_routes([*routes, *farm.routes])
+    app.add_routes([*routes, *farm.routes, *login.routes])

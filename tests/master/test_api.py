@@ -6,7 +6,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import aiohttp
 import jsonschema
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from biruda import VERSION
 from biruda.link import Link, dial
-from biruda.master import access, api, api_joining, openapi
+from biruda.master import access, api, openapi
 from biruda.master import service as service_module
 from biruda.master.service import Master
 from biruda.messages import PROTOCOL, EnvironmentCommand, SamplesWanted
@@ -99,14 +100,20 @@ class Client:
 
 @asynccontextmanager
 async def served(
-    home: Path, *, host_kind: type[FakeCoordinator] = FakeCoordinator, **report: Any
+    home: Path,
+    *,
+    host_kind: type[FakeCoordinator] = FakeCoordinator,
+    mount: Callable[[web.Application], None] = lambda app: None,
+    anonymous: access.Role | None = None,
+    **report: Any,
 ) -> AsyncIterator[Client]:
     """A master with one coordinator behind a Unix socket and a TCP port."""
     home.mkdir(exist_ok=True)
     async with running_master(home) as master:
         host = host_kind(**report)
         about = api.About(home=home, host="h1", started_s=1000.0, pids={"master": os.getpid()})
-        app = api.application(master, about, TOKEN)
+        app = api.application(master, about, TOKEN, anonymous)
+        mount(app)
         directory = os.open(home, os.O_PATH)  # the address of a Unix socket has room for 107 bytes
         try:
             async with (
@@ -866,7 +873,7 @@ async def test_the_links_session_outlives_its_connections(tmp_path: Path) -> Non
 
 def routes() -> set[tuple[str, str]]:
     found = set()
-    for route in (*api.routes, *api_joining.routes):
+    for route in api.all_routes():
         assert isinstance(route, aiohttp.web.RouteDef)
         found.add((route.method.lower(), re.sub(r":[^}]*\}", "}", route.path)))
     return found - {("get", "/api/v1/link")}
