@@ -17,10 +17,16 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import ConfigError, NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import access, api_access, api_joining, named, openapi, views
+from biruda.master import access, api_access, api_jobs, api_joining, api_logs, named, openapi, views
 from biruda.master import requests as rq
-from biruda.master.intake import safe_path
-from biruda.master.logs import FileReader, open_file, open_log
+from biruda.master.artifacts import open_artifact, preview
+from biruda.master.asking import JOBS, LOGS
+from biruda.master.asking import MASTER as MASTER
+from biruda.master.asking import job_number as _job
+from biruda.master.asking import number as _number
+from biruda.master.joblist import JobList
+from biruda.master.joblog.service import Logs
+from biruda.master.logs import FileReader, open_log
 from biruda.master.responses import USER, Handler, answered, json_response, problem
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
 from biruda.master.sessions import Sessions
@@ -32,7 +38,6 @@ from biruda.transports import WebSocketTransport
 log = logging.getLogger("biruda.api")
 
 MAX_BODY_BYTES = 64 << 20
-MAX_JOBS_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,6 @@ class About:
 
 
 LISTENS = web.AppKey("listens", dict[str, str])
-MASTER = web.AppKey("master", Master)
 ABOUT = web.AppKey("about", About)
 routes = web.RouteTableDef()
 
@@ -59,22 +63,6 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[access.CALLER], request[USER] = who, who.name
     refusal = access.refusal(request, who)
     return refusal if refusal is not None else await answered(request, handler)
-
-
-def _number(request: web.Request, name: str, default: int | None = None, *, low: int = 0) -> int | None:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < low:
-        raise rq.InvalidRequest(f"{name} = {text!r}: must be a whole number of at least {low}")
-    return int(text)
-
-
-def _job(request: web.Request) -> int:
-    text = request.match_info["job"]
-    if len(text) > 18:
-        raise NotFound(f"there is no job {text[:40]}", hint="biruda jobs lists them")
-    return int(text)
 
 
 # Status.
@@ -125,24 +113,6 @@ async def submit(request: web.Request) -> web.StreamResponse:
             raise rq.InvalidRequest(f"{where}: the source pack {spec.source[:80]} is not here", hint="PUT it first")
         specs.append(spec)
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
-
-
-@routes.get("/api/v1/jobs")
-async def jobs(request: web.Request) -> web.StreamResponse:
-    master = request.app[MASTER]
-    state = request.query.get("state")
-    if state not in (None, "waiting", "running", "finished", "unfinished"):
-        raise rq.InvalidRequest(f"state = {state!r}: there are waiting, running, finished, unfinished")
-    limit = min(_number(request, "limit", 100, low=1) or 100, MAX_JOBS_LISTED)
-    numbers = master.store.job_numbers(
-        state=state,
-        outcome=request.query.get("outcome"),
-        worker=request.query.get("worker"),
-        before=_number(request, "before"),
-        limit=limit,
-    )
-    listed = [master.view(number) for number, _ in numbers]
-    return json_response({"jobs": listed, "next": numbers[-1][0] if len(numbers) == limit else None})
 
 
 @routes.get(r"/api/v1/jobs/{job:\d+}")
@@ -233,21 +203,37 @@ async def artifacts(request: web.Request) -> web.StreamResponse:
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/artifacts/{path:.+}")
 async def artifact(request: web.Request) -> web.StreamResponse:
-    master, path = request.app[MASTER], request.match_info["path"]
-    view = master.view(_job(request))
-    if not safe_path(path) or path not in {item["path"] for item in view["artifacts"]}:
-        raise NotFound(
-            f"there is no artifact {path[:200]!r} of job {view['job']}", hint=f"biruda show {view['job']} lists them"
-        )
     headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
     # No FileResponse: it answers a request for `x` with an `x.gz` that lies beside it.
-    reader = await open_file(
-        master.spool.artifacts(view["spool"]) / path, f"the artifact {path!r} of job {view['job']}"
-    )
+    reader = await open_artifact(request.app[MASTER], _job(request), request.match_info["path"])
     try:
         return await _send_file(request, reader, headers)
     finally:
         reader.close()
+
+
+PREVIEW_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+"""A page that a job made may look like itself, and do nothing: no script, no form, nothing from anywhere."""
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/previews/{path:.+}")
+async def artifact_preview(request: web.Request) -> web.StreamResponse:
+    """The first part of an artifact as what it is, for a page to show: text, an image, or a page without any powers."""
+    path = request.match_info["path"]
+    reader = await open_artifact(request.app[MASTER], _job(request), path)
+    try:
+        shown = preview(path, reader)
+        body = await asyncio.to_thread(reader.head, shown.bytes)
+    finally:
+        reader.close()
+    headers = {
+        "Content-Type": shown.content_type + ("; charset=utf-8" if shown.content_type.startswith("text/") else ""),
+        "Content-Disposition": "inline",
+        "Content-Security-Policy": PREVIEW_POLICY,
+        "X-Frame-Options": "SAMEORIGIN",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(body=body, headers=headers)
 
 
 # Workers, environments, coordinators.
@@ -431,7 +417,12 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
 
 def all_routes() -> list[web.AbstractRouteDef]:
     """Every route of the API."""
-    return [*routes, *api_access.routes, *api_joining.routes]
+    return [*routes, *api_access.routes, *api_joining.routes, *api_logs.routes, *api_jobs.routes]
+
+
+async def _logs(app: web.Application) -> AsyncIterator[None]:
+    async with app[LOGS].running():
+        yield
 
 
 def application(master: Master, about: About, token: str, anonymous: access.Role | None = None) -> web.Application:
@@ -440,6 +431,8 @@ def application(master: Master, about: About, token: str, anonymous: access.Role
     app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
     app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
     app[access.ACCESS] = access.Access(sessions, anonymous)
+    app[LOGS], app[JOBS] = Logs(master), JobList(master.store)
+    app.cleanup_ctx.append(_logs)
     app.add_routes(all_routes())
     return app
 

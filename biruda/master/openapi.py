@@ -68,6 +68,22 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A job that was named and left alone, and why."""
+
+    job: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulk:
+    """What was done to many jobs."""
+
+    jobs: list[int]
+    refused: list[Refused]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """RFC 9457."""
 
@@ -86,13 +102,23 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/status", "This daemon", None, 200, OBJECT),
     ("post", "/api/v1/jobs", "Submit jobs; on disk when answered", rq.JobsRequest, 201, JobNumbers),
     ("get", "/api/v1/jobs", "Jobs, newest first", None, 200, JobPage),
+    ("post", "/api/v1/jobs/cancel", "End many jobs", rq.Selection, 202, Bulk),
+    ("post", "/api/v1/jobs/retry", "Run many finished jobs again", rq.Selection, 201, Bulk),
     ("get", "/api/v1/jobs/{job}", "One job; wait_s waits for its end", None, 200, JobView),
     ("post", "/api/v1/jobs/{job}/cancel", "End a job", rq.ReasonRequest, 202, JobView),
     ("post", "/api/v1/jobs/{job}/retry", "Run a finished job again", None, 201, JobView),
+    ("post", "/api/v1/jobs/{job}/again", "Submit the same anew, perhaps elsewhere", rq.AgainRequest, 201, JobNumbers),
+    ("get", "/api/v1/jobs/{job}/compare", "What is new since the last run that passed", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/samples", "What its host did meanwhile", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/why", "Why a job waits", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/log", "Log bytes: offset, limit, follow, attempt, Range", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/log/lines", "Lines of the log", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/index", "How many lines, and where each step begins", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/errors", "Where the log tells what went wrong", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/search", "Lines that have a text, as they are found", None, 200, ""),
     ("get", "/api/v1/jobs/{job}/artifacts", "What was collected", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/artifacts/{path}", "One artifact", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/previews/{path}", "A part of an artifact to show", None, 200, ""),
     ("get", "/api/v1/workers", "Named workers", None, 200, OBJECT),
     ("post", "/api/v1/workers/{name}/start", "Start a named worker", rq.WorkerSelection, 201, JobNumbers),
     ("post", "/api/v1/workers/{name}/stop", "End what runs of a named worker", rq.WorkerSelection, 202, JobNumbers),
@@ -118,9 +144,17 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
 )
 
 QUERIES: dict[str, tuple[str, ...]] = {
-    "/api/v1/jobs": ("state", "outcome", "worker", "before", "limit"),
+    "/api/v1/jobs": (
+        *("state", "outcome", "name", "worker", "user", "host", "env", "arch", "platform", "since", "until", "jobs"),
+        *("before", "after", "limit", "brief", "count"),
+    ),
     "/api/v1/jobs/{job}": ("wait_s",),
     "/api/v1/jobs/{job}/log": ("offset", "limit", "follow", "attempt"),
+    "/api/v1/jobs/{job}/log/lines": ("first", "count", "last", "attempt"),
+    "/api/v1/jobs/{job}/log/index": ("attempt",),
+    "/api/v1/jobs/{job}/log/errors": ("attempt",),
+    "/api/v1/jobs/{job}/log/search": ("q", "regex", "attempt"),
+    "/api/v1/jobs/{job}/compare": ("with",),
     "/api/v1/environments/{name}": ("host",),
     "/api/v1/coordinators/{host}/samples": ("seconds",),
     "/api/v1/events": ("after",),
