@@ -17,7 +17,7 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import ConfigError, NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import access, api_access, api_jobs, api_joining, api_logs, named, openapi, views
+from biruda.master import access, api_access, api_jobs, api_joining, api_logs, api_statistics, named, openapi, views
 from biruda.master import requests as rq
 from biruda.master.artifacts import open_artifact, preview
 from biruda.master.asking import JOBS, LOGS
@@ -31,6 +31,7 @@ from biruda.master.responses import USER, Handler, answered, json_response, prob
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
 from biruda.master.sessions import Sessions
 from biruda.master.state import Host
+from biruda.master.statistics import Statistics
 from biruda.messages import PROTOCOL
 from biruda.model import EnvironmentReport
 from biruda.transports import WebSocketTransport
@@ -417,7 +418,14 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
 
 def all_routes() -> list[web.AbstractRouteDef]:
     """Every route of the API."""
-    return [*routes, *api_access.routes, *api_joining.routes, *api_logs.routes, *api_jobs.routes]
+    return [
+        *routes,
+        *api_access.routes,
+        *api_joining.routes,
+        *api_logs.routes,
+        *api_jobs.routes,
+        *api_statistics.routes,
+    ]
 
 
 async def _logs(app: web.Application) -> AsyncIterator[None]:
@@ -430,6 +438,7 @@ def application(master: Master, about: About, token: str, anonymous: access.Role
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
     app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
     app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
+    app[api_statistics.STATISTICS] = Statistics(master.store)
     app[access.ACCESS] = access.Access(sessions, anonymous)
     app[LOGS], app[JOBS] = Logs(master), JobList(master.store)
     app.cleanup_ctx.append(_logs)

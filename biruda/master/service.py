@@ -17,6 +17,7 @@ from biruda.master import views
 from biruda.master.farm import Farm
 from biruda.master.hosts import Hosts, now
 from biruda.master.intake import Intake
+from biruda.master.runs import run_of
 from biruda.master.sources import Sources
 from biruda.master.spool import Spool
 from biruda.master.store import Published, Store, Unwritable, emitted
@@ -239,7 +240,8 @@ class Master:
             else:
                 self._wait_for_sync(save.job, save.placement.attempt, small_log)
             records.setdefault(save.job, []).append(record)
-            rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log))
+            run = run_of(save, earlier)
+            rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log, run))
         if has_large:
             self.spool.sync_names()
         self.store.prepare(rows, first_event)

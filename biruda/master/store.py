@@ -12,11 +12,12 @@ from biruda.convert import decode
 from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import views
+from biruda.master.runs import INSERT_RUN, Run
 from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 
-MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql", "0004.sql")
+MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql", "0004.sql", "0005.sql")
 """Numbered, only ever added to; PRAGMA user_version counts those applied."""
 
 INSERT_QUEUED = """
@@ -72,6 +73,7 @@ class Published(NamedTuple):
     attempt: int
     record: bytes
     log: bytes | None
+    run: Run
 
 
 class Store:
@@ -202,6 +204,7 @@ class Store:
                 execute(INSERT_HOST, (report.host, orjson.dumps(report)))
             case Published(job=job, attempt=attempt):
                 execute(INSERT_ATTEMPT, (job, attempt, save.record))
+                execute(INSERT_RUN, save.run)
                 if save.log is not None:
                     execute(INSERT_UNSYNCED, (job, attempt, save.log))
             case ev.SaveAttempt() | ev.Emit():

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from yarl import URL
 
 from biruda.master.access import CALLER, Role, needs
-from biruda.master.api import MASTER
+from biruda.master.asking import MASTER
 from biruda.master.responses import Handler
 
 POLICY: Final = "; ".join(

@@ -14,6 +14,7 @@ from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import store as store_module
 from biruda.master import views
+from biruda.master.runs import run_of
 from biruda.master.state import Placed, Waiting
 from biruda.master.store import MIGRATIONS, Published, Store, Unwritable, emitted
 from biruda.messages import HostReport
@@ -68,7 +69,7 @@ def published(job: int, attempt: int = 1, outcome: Outcome = Outcome.PASSED, log
     save = ev.SaveAttempt(
         job=job, spec=job_spec(), submitted_s=1000.0 + job, placement=placement(attempt), result=result(outcome)
     )
-    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log)
+    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log, run_of(save, []))
 
 
 def emit(kind: str, job: int = 0, **body: Any) -> ev.Emit:

@@ -1,0 +1,54 @@
+"""Attempts that have ended, as rows that can be counted: what the store keeps of each beside its record."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from biruda.master import events as ev
+
+INSERT_RUN = """
+    INSERT INTO runs
+        (job, attempt, name, worker, host, environment, arch, platform, outcome, queued_s, started_s, finished_s)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+class Run(NamedTuple):
+    """One attempt. queued_s: since when it could have begun; all three are of the wall clock."""
+
+    job: int
+    attempt: int
+    name: str
+    worker: str
+    host: str
+    environment: str
+    arch: str
+    platform: str
+    outcome: str
+    queued_s: float
+    started_s: float
+    finished_s: float
+
+
+def run_of(save: ev.SaveAttempt, earlier: Sequence[Mapping[str, Any]]) -> Run:
+    """The row of an attempt. A second one could begin when the first had ended."""
+    placement, result = save.placement, save.result
+    environment = placement.environment
+    started_s = placement.started_s or result.started_s
+    queued_s = save.submitted_s
+    if earlier and earlier[-1]["finished"]:
+        queued_s = datetime.fromisoformat(earlier[-1]["finished"]).timestamp()
+    return Run(
+        job=save.job,
+        attempt=placement.attempt,
+        name=save.spec.name,
+        worker=save.spec.worker or "",
+        host=placement.host,
+        environment=environment.name,
+        arch=environment.arch,
+        platform=environment.platform,
+        outcome=result.outcome.value,
+        queued_s=min(queued_s, started_s),
+        started_s=started_s,
+        finished_s=max(started_s, result.finished_s),
+    )
