@@ -49,15 +49,15 @@ async def lines_view(opened: OpenLog, first: int, count: int, last: int | None =
         index = await opened.indexed(lambda _: False)
         count = min(last, MAX_LINES)
         first = max(1, index.lines - count + 1)
-        is_known = index.bytes >= opened.size
     else:
         index = await opened.indexed(lambda index: index.ends >= first + count - 1)
-        is_known = True
+    state = _state(opened, index)
+    is_known = last is None or state["lines"] is not None
     taken = await opened.lines(index, first - 1, count) if is_known else []
     times = await opened.times()
     shown = [line_view(line, times.at(line.offset)) for line in taken]
     end = taken[-1].offset + taken[-1].size_bytes if taken else None
-    return {**_state(opened, index), "first": first, "end": end, "list": shown}
+    return {**state, "first": first, "end": end, "list": shown}
 
 
 def line_view(line: Line, elapsed_ms: int | None) -> dict[str, Any]:

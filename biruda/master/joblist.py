@@ -5,7 +5,6 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import orjson
 
@@ -204,7 +203,7 @@ def _parts(wanted: Filter) -> list[str]:
 
 
 def _row_view(row: Row) -> views.View:
-    """A line of the list: what is in it has the names and values that a whole job has."""
+    """A line of the list, in the words of a whole job; `finished` is when the end was recorded."""
     is_over = row["state"] == "finished"
     texts = {name: row[name] or None for name in ("worker", "arch", "platform", "host", "environment", "outcome")}
     return {
@@ -221,12 +220,3 @@ def _row_view(row: Row) -> views.View:
         "attempt": row["last_attempt"] or None,
         "cancelling": bool(row["cancelling"]),
     }
-
-
-def row_of(view: views.View) -> dict[str, Any]:
-    """The same line out of a whole job."""
-    names = (
-        *("job", "state", "name", "user", "worker", "arch", "platform", "host", "environment", "outcome"),
-        *("exit_status", "reason", "submitted", "started", "finished", "attempt", "cancelling"),
-    )
-    return {name: view[name] for name in names}

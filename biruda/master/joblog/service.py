@@ -95,7 +95,7 @@ class Logs:
     async def _index_ahead(self, job: int, attempt: int) -> None:
         try:
             async with self.open(job, attempt) as opened:
-                await opened.indexed(lambda _: False, None)
+                await opened.indexed(lambda _: False, however_long=True)
         except Exception as error:  # the border of one log: it is indexed when somebody looks at it
             log.warning("job=%s its log could not be indexed: %s", job, error)
 
@@ -174,14 +174,14 @@ class OpenLog:
     def is_growing(self) -> bool:
         return self.reader.is_growing
 
-    async def indexed(self, is_enough: Callable[[LineIndex], bool], patience_s: float | None = PATIENCE_S) -> LineIndex:
-        """The index when it is enough, or all there is, or as far as it came in patience_s; None: no limit."""
+    async def indexed(self, is_enough: Callable[[LineIndex], bool], *, however_long: bool = False) -> LineIndex:
+        """The index when it is enough, or all there is, or as far as it came in PATIENCE_S."""
         size = self.size
         item = await self._logs.indexing(self.job, self.reader)
         index = item.index
         if index.bytes < size:
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(None if however_long else PATIENCE_S):
                     while index.bytes < size and not is_enough(index):
                         self._logs.build(item, self)
                         if item.task is None:
