@@ -17,13 +17,25 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import ConfigError, NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import access, api_access, api_jobs, api_joining, api_logs, api_statistics, named, openapi, views
+from biruda.master import (
+    access,
+    api_access,
+    api_farm,
+    api_jobs,
+    api_joining,
+    api_logs,
+    api_statistics,
+    named,
+    openapi,
+    views,
+)
 from biruda.master import requests as rq
 from biruda.master.artifacts import open_artifact, preview
 from biruda.master.asking import JOBS, LOGS
 from biruda.master.asking import MASTER as MASTER
 from biruda.master.asking import job_number as _job
 from biruda.master.asking import number as _number
+from biruda.master.feed import Feed
 from biruda.master.joblist import JobList
 from biruda.master.joblog.service import Logs
 from biruda.master.logs import FileReader, open_log
@@ -350,7 +362,9 @@ async def put_source(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/api/v1/events")
 async def events(request: web.Request) -> web.StreamResponse:
-    """Every event after the one named, then each as it comes."""
+    """Every event after the one named, then each as it comes; with watch, the farm and what changes of it."""
+    if "watch" in request.query:
+        return await api_farm.watch(request, request.query["watch"])
     master = request.app[MASTER]
     after = _number(request, "after", master.next_event - 1) or 0
     websocket = web.WebSocketResponse(heartbeat=30, max_msg_size=4096)
@@ -418,14 +432,8 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
 
 def all_routes() -> list[web.AbstractRouteDef]:
     """Every route of the API."""
-    return [
-        *routes,
-        *api_access.routes,
-        *api_joining.routes,
-        *api_logs.routes,
-        *api_jobs.routes,
-        *api_statistics.routes,
-    ]
+    others = (api_access, api_farm, api_joining, api_logs, api_jobs, api_statistics)
+    return [*routes, *(route for module in others for route in module.routes)]
 
 
 async def _logs(app: web.Application) -> AsyncIterator[None]:
@@ -438,6 +446,8 @@ def application(master: Master, about: About, token: str, anonymous: access.Role
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
     app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
     app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
+    app[api_farm.FEED] = Feed(master)
+    app.cleanup_ctx.append(api_farm.feeding)
     app[api_statistics.STATISTICS] = Statistics(master.store)
     app[access.ACCESS] = access.Access(sessions, anonymous)
     app[LOGS], app[JOBS] = Logs(master), JobList(master.store)

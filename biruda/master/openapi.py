@@ -134,6 +134,7 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("post", "/api/v1/tokens", "Make a join token", TokenRequest, 201, OBJECT),
     ("get", "/api/v1/hosts", "Hosts that have joined", None, 200, OBJECT),
     ("post", "/api/v1/hosts/{host}/revoke", "Let a host in no more", rq.ReasonRequest, 200, OBJECT),
+    ("get", "/api/v1/farm", "The whole farm at a glance", None, 200, OBJECT),
     ("get", "/api/v1/statistics", "How the farm did in the last hours", None, 200, OBJECT),
     ("get", "/api/v1/me", "Who asks, and their role", None, 200, OBJECT),
     ("get", "/api/v1/access-tokens", "Tokens with a name and a role", None, 200, OBJECT),
@@ -159,7 +160,10 @@ QUERIES: dict[str, tuple[str, ...]] = {
     "/api/v1/environments/{name}": ("host",),
     "/api/v1/coordinators/{host}/samples": ("seconds",),
     "/api/v1/statistics": ("hours", "by"),
-    "/api/v1/events": ("after",),
+    "/api/v1/events": (
+        "after",
+        "watch",
+    ),
 }
 
 

@@ -1,0 +1,187 @@
+"""Those who watch the whole farm: what changed is found out once and put into bytes once, however many watch."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from biruda.convert import encode
+from biruda.master import views
+from biruda.master.history import History
+from biruda.master.overview import Overview
+from biruda.master.service import Master
+
+PACE_S: Final = 0.5
+"""Changes are told so often at most."""
+
+SHARE: Final = 20
+"""And after what took t seconds to find out, not sooner than SHARE times t later."""
+
+TIMELINE_S: Final = 2.0
+STILL_S: Final = 10.0
+"""Looked at so often although nothing was recorded."""
+
+UNSEEN_S: Final = 120.0
+"""After so long without anybody who looks, the past is counted anew."""
+
+SAMPLES_S: Final = 1.0
+WATCHER_MESSAGES: Final = 32
+"""Who is further behind is cut off, and gets all of it anew when he comes back."""
+
+
+@dataclass(eq=False, slots=True)
+class Watcher:
+    """One connection. only: the sections that it wants; None: all, and samples."""
+
+    only: frozenset[str] | None
+    messages: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(maxsize=WATCHER_MESSAGES))
+    is_behind: bool = False
+
+
+class Feed:
+    """The farm's sections as they are now, and who is told of changes."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._history = History(master.store)
+        self._overview = Overview(master.farm, self._history)
+        self._loading = asyncio.Lock()
+        self._sections: dict[str, bytes] = {}
+        self._made_s = 0.0  # when, on the loop's clock
+        self._timeline_s = 0.0
+        self._watchers: set[Watcher] = set()
+        self._watched = asyncio.Event()
+        self._sampled_s: dict[str, float] = {}  # the newest sample of each host that was told
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watchers are told of changes within it."""
+        async with asyncio.TaskGroup() as tasks:
+            tellers = [
+                tasks.create_task(self._tell_changes(), name="farm feed"),
+                tasks.create_task(self._tell_samples(), name="samples feed"),
+            ]
+            try:
+                yield
+            finally:
+                for teller in tellers:
+                    teller.cancel()
+
+    async def snapshot(self) -> dict[str, Any]:
+        """All sections, at most PACE_S old, as values."""
+        await self._freshen()
+        return {name: orjson.loads(text) for name, text in self._sections.items()} | {"id": self._last_event}
+
+    @property
+    def _last_event(self) -> int:
+        return self._master.next_event - 1
+
+    async def _freshen(self) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._loading:
+            if not self._history.is_loaded or loop.time() - self._made_s > UNSEEN_S:
+                waiting = [since for since in map(_waits_since, self._master.farm.jobs.values()) if since is not None]
+                await asyncio.to_thread(self._history.load, waiting)
+            elif self._history.day_is_old:
+                await asyncio.to_thread(self._history.count_day)
+            if loop.time() - self._made_s < PACE_S:
+                return
+            self._make(loop.time())
+
+    def _make(self, now_s: float) -> set[str]:
+        """Make all sections anew; the names of those that are different."""
+        made = self._overview.sections(self._master.problem, time.time())
+        changed = set()
+        if now_s - self._timeline_s < TIMELINE_S and "timeline" in self._sections:
+            del made["timeline"]
+        else:
+            self._timeline_s = now_s
+        for name, value in made.items():
+            text = orjson.dumps(value)
+            if self._sections.get(name) != text:
+                self._sections[name] = text
+                changed.add(name)
+        self._made_s = now_s
+        return changed
+
+    # Watching.
+
+    @asynccontextmanager
+    async def watching(self, only: frozenset[str] | None) -> AsyncIterator[Watcher]:
+        """All of it first, then what changes. only: names of sections."""
+        await self._freshen()
+        watcher = Watcher(only)
+        watcher.messages.put_nowait(self._message(set(self._sections), watcher.only))
+        self._watchers.add(watcher)
+        self._watched.set()
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+            if not self._watchers:
+                self._watched.clear()
+
+    def _message(self, names: set[str], only: frozenset[str] | None) -> bytes:
+        wanted = sorted(name for name in names if only is None or name in only)
+        body = b",".join(b'"%b":%b' % (name.encode(), self._sections[name]) for name in wanted)
+        head = b'{"id":%d,"at":"%b","kind":"farm"' % (self._last_event, (views.instant(time.time()) or "").encode())
+        return head + b',"sections":{' + body + b"}}"
+
+    def _tell(self, only: frozenset[str] | None, message: bytes) -> None:
+        for watcher in list(self._watchers):
+            if watcher.only != only:
+                continue
+            try:
+                watcher.messages.put_nowait(message)
+            except asyncio.QueueFull:
+                watcher.is_behind = True
+                self._watchers.discard(watcher)
+
+    async def _tell_changes(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._watched.wait()
+            began_s = loop.time()
+            async with self._loading:
+                if self._history.day_is_old:
+                    await asyncio.to_thread(self._history.count_day)
+                began_s = loop.time()
+                changed = self._make(began_s)
+            for only in {watcher.only for watcher in self._watchers}:
+                if changed if only is None else changed & only:
+                    self._tell(only, self._message(changed, only))
+            await asyncio.sleep(max(PACE_S, SHARE * (loop.time() - began_s)))
+            try:
+                async with asyncio.timeout(STILL_S):
+                    await self._master.changed()
+            except TimeoutError:
+                pass
+
+    async def _tell_samples(self) -> None:
+        """Once a second what the hosts did that the farm's first section names."""
+        while True:
+            await self._watched.wait()
+            if any(watcher.only is None for watcher in self._watchers):
+                news = self._news()
+                if news:
+                    self._tell(None, orjson.dumps({"id": None, "kind": "samples", "hosts": news}))
+            await asyncio.sleep(SAMPLES_S)
+
+    def _news(self) -> dict[str, list[Any]]:
+        shown = orjson.loads(self._sections.get("hosts", b"[]"))
+        news = {}
+        for name in (host["host"] for host in shown if host["connected"]):
+            last_s = self._sampled_s.get(name, 0.0)
+            samples = [encode(sample) for sample in self._master.hosts.watch_samples(name) if sample.at_s > last_s]
+            if samples:
+                self._sampled_s[name] = samples[-1]["at_s"]
+                news[name] = samples
+        return news
+
+
+def _waits_since(job: Any) -> float | None:
+    return getattr(job.state, "since_s", None)
