@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from biruda.convert import encode
 from biruda.master import views
 from biruda.master.history import History
 from biruda.master.overview import Overview
+from biruda.master.sampled import MOST_SAMPLED, Row, Sampled
 from biruda.master.service import Master
 
 PACE_S: Final = 0.5
@@ -55,7 +55,7 @@ class Feed:
         self._timeline_s = 0.0
         self._watchers: set[Watcher] = set()
         self._watched = asyncio.Event()
-        self._sampled_s: dict[str, float] = {}  # the newest sample of each host that was told
+        self._sampled: dict[str, Sampled] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -116,6 +116,8 @@ class Feed:
         await self._freshen()
         watcher = Watcher(only)
         watcher.messages.put_nowait(self._message(set(self._sections), watcher.only))
+        if only is None and self._sampled:
+            watcher.messages.put_nowait(_samples_message({name: kept.rows for name, kept in self._sampled.items()}))
         self._watchers.add(watcher)
         self._watched.set()
         try:
@@ -162,25 +164,30 @@ class Feed:
                 pass
 
     async def _tell_samples(self) -> None:
-        """Once a second what the hosts did that the farm's first section names."""
+        """Once a second what the hosts did that are shown, the first MOST_SAMPLED of them."""
         while True:
             await self._watched.wait()
             if any(watcher.only is None for watcher in self._watchers):
                 news = self._news()
                 if news:
-                    self._tell(None, orjson.dumps({"id": None, "kind": "samples", "hosts": news}))
+                    self._tell(None, _samples_message(news))
             await asyncio.sleep(SAMPLES_S)
 
-    def _news(self) -> dict[str, list[Any]]:
-        shown = orjson.loads(self._sections.get("hosts", b"[]"))
+    def _news(self) -> dict[str, list[Row]]:
+        """The new samples of each host, which are kept too."""
+        shown = [host["host"] for host in orjson.loads(self._sections.get("hosts", b"[]")) if host["connected"]]
         news = {}
-        for name in (host["host"] for host in shown if host["connected"]):
-            last_s = self._sampled_s.get(name, 0.0)
-            samples = [encode(sample) for sample in self._master.hosts.watch_samples(name) if sample.at_s > last_s]
-            if samples:
-                self._sampled_s[name] = samples[-1]["at_s"]
-                news[name] = samples
+        for name in shown[:MOST_SAMPLED]:
+            kept = self._sampled.setdefault(name, Sampled())
+            if new := kept.add(self._master.hosts.watch_samples(name)):
+                news[name] = new
+        for gone in set(self._sampled) - set(shown[:MOST_SAMPLED]):
+            del self._sampled[gone]
         return news
+
+
+def _samples_message(rows: Mapping[str, Iterable[Row]]) -> bytes:
+    return orjson.dumps({"id": None, "kind": "samples", "hosts": {name: list(of) for name, of in rows.items()}})
 
 
 def _waits_since(job: Any) -> float | None:

@@ -55,7 +55,7 @@ class Overview:
                 "troubles": len(troubles),
             },
             "troubles": troubles[:MOST_TROUBLES],
-            "hosts": [_host(host) for host in hosts[:MOST_HOSTS]],
+            "hosts": [_host(host) for host in sorted(hosts[:MOST_HOSTS], key=_place)],
             "now": [_now(job, placed) for job, placed in begun[:MOST_NOW]],
             "waits": waits,
             "newest": [_newest(run) for run in list(self._history.newest)[: -MOST_NEWEST - 1 : -1]],
@@ -171,6 +171,11 @@ class Overview:
             : timeline.MOST_HOSTS
         ]
         return timeline.lanes([*self._history.newest, *going], sorted(name for name in names if seen[name]))
+
+
+def _place(host: Host) -> tuple[bool, str]:
+    """Trouble on top, then by name: rows do not change places because work does."""
+    return host.connected, host.report.host
 
 
 def _cell(offer: EnvironmentReport) -> dict[str, Any]:
