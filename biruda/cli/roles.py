@@ -182,7 +182,7 @@ async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["
             pids={"master": os.getpid()} | ({} if alone else {"coordinator": os.getpid()}),
         )
         anonymous = Role.VIEWER if settings.anonymous_read else None
-        app = api.application(master, about, kept_secret(home / "token", 32), anonymous)
+        app = api.application(master, about, kept_secret(home / "token", 32), anonymous, git_files=settings.git_files)
         if settings.web:
             webui.mount(app)
         async with (

@@ -21,6 +21,7 @@ from biruda.master import (
     access,
     api_access,
     api_farm,
+    api_importing,
     api_jobs,
     api_joining,
     api_logs,
@@ -36,6 +37,7 @@ from biruda.master.asking import MASTER as MASTER
 from biruda.master.asking import job_number as _job
 from biruda.master.asking import number as _number
 from biruda.master.feed import Feed
+from biruda.master.importing import Importing
 from biruda.master.joblist import JobList
 from biruda.master.joblog.service import Logs
 from biruda.master.logs import FileReader, open_log
@@ -432,7 +434,7 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
 
 def all_routes() -> list[web.AbstractRouteDef]:
     """Every route of the API."""
-    others = (api_access, api_farm, api_joining, api_logs, api_jobs, api_statistics)
+    others = (api_access, api_farm, api_importing, api_joining, api_logs, api_jobs, api_statistics)
     return [*routes, *(route for module in others for route in module.routes)]
 
 
@@ -441,11 +443,14 @@ async def _logs(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-def application(master: Master, about: About, token: str, anonymous: access.Role | None = None) -> web.Application:
+def application(
+    master: Master, about: About, token: str, anonymous: access.Role | None = None, *, git_files: bool = False
+) -> web.Application:
     """The API of one master. token: what makes an administrator; anonymous: what may be done without any."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
     app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
     app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
+    app[api_importing.IMPORTING] = Importing(master.sources, about.home / "importing", file_urls=git_files)
     app[api_farm.FEED] = Feed(master)
     app.cleanup_ctx.append(api_farm.feeding)
     app[api_statistics.STATISTICS] = Statistics(master.store)

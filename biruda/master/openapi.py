@@ -9,6 +9,7 @@ import msgspec
 from biruda import VERSION
 from biruda.master import requests as rq
 from biruda.master.api_access import AccessTokenRequest
+from biruda.master.api_importing import GitRequest
 from biruda.master.api_joining import TokenRequest
 from biruda.model import Artifact, StepResult
 
@@ -131,6 +132,8 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/coordinators/{host}/samples", "What a host did each second", None, 200, OBJECT),
     ("post", "/api/v1/sources/missing", "Which chunks of a source pack are not here", None, 200, OBJECT),
     ("put", "/api/v1/sources/{digest}", "Send a source pack's missing chunks", None, 201, OBJECT),
+    ("post", "/api/v1/sources/tarball", "Make a source pack of a tar file", None, 201, OBJECT),
+    ("post", "/api/v1/sources/git", "Make one of a git repository", GitRequest, 201, OBJECT),
     ("post", "/api/v1/tokens", "Make a join token", TokenRequest, 201, OBJECT),
     ("get", "/api/v1/hosts", "Hosts that have joined", None, 200, OBJECT),
     ("post", "/api/v1/hosts/{host}/revoke", "Let a host in no more", rq.ReasonRequest, 200, OBJECT),
