@@ -36,6 +36,7 @@ from biruda.master.asking import JOBS, LOGS
 from biruda.master.asking import MASTER as MASTER
 from biruda.master.asking import job_number as _job
 from biruda.master.asking import number as _number
+from biruda.master.ending import ending
 from biruda.master.feed import Feed
 from biruda.master.importing import Importing
 from biruda.master.joblist import JobList
@@ -165,7 +166,9 @@ async def why(request: web.Request) -> web.StreamResponse:
     view = master.view(_job(request))
     outcome = view["outcome"] or "its result is being recorded"
     sentence = f"it has ended: {outcome}" + (f", {view['reason']}" if view["reason"] else "")
-    return json_response({"job": view["job"], "state": "finished", "sentence": sentence, "environments": []})
+    return json_response(
+        {"job": view["job"], "state": "finished", "sentence": sentence, "environments": [], "ending": ending(view)}
+    )
 
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log")

@@ -29,7 +29,11 @@ async def jobs(request: web.Request) -> web.StreamResponse:
     wanted = parsed_filter(request.query)
     limit = min(number(request, "limit", 100, low=1) or 100, MAX_LISTED)
     numbers = await listed.numbers(
-        wanted, before=number(request, "before"), after=number(request, "after"), limit=limit
+        wanted,
+        before=number(request, "before"),
+        after=number(request, "after"),
+        skip=number(request, "skip") or 0,
+        limit=limit,
     )
     answer: dict[str, Any] = {}
     if request.query.get("brief") in ("1", "true"):

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from biruda.master import requests as rq
 from biruda.master.asking import LOGS, MASTER, job_number, number
+from biruda.master.ending import blamed_step
 from biruda.master.joblog.index import LineIndex
 from biruda.master.joblog.lines import MAX_LINES, Line
 from biruda.master.joblog.search import search
@@ -17,9 +18,6 @@ from biruda.master.joblog.service import Logs, OpenLog
 from biruda.master.responses import json_response
 
 routes = web.RouteTableDef()
-
-FAILURES = ("failed", "timeout")
-"""Outcomes for which a step is to blame."""
 
 
 def _state(opened: OpenLog, index: LineIndex) -> dict[str, Any]:
@@ -107,7 +105,7 @@ async def errors(request: web.Request) -> web.StreamResponse:
 
 async def errors_view(opened: OpenLog, view: dict[str, Any]) -> dict[str, Any]:
     """The first line to look at, why, and the others like it; line is null while it is not known."""
-    failed = failed_step(view)
+    failed = blamed_step(view)
     steps = view["steps"]
     if failed is None:
         return {
@@ -134,16 +132,6 @@ async def errors_view(opened: OpenLog, view: dict[str, Any]) -> dict[str, Any]:
         "errors": known,
         "complete": complete and len(known) == len(offsets),
     }
-
-
-def failed_step(view: dict[str, Any]) -> int | None:
-    """The index of the step that is to blame for a job's end; None where none is."""
-    if view["outcome"] not in FAILURES:
-        return None
-    for position, step in enumerate(view["steps"]):
-        if step["exit_status"] != 0 or step["signal"]:
-            return position
-    return None
 
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log/search")

@@ -1,7 +1,6 @@
 """Past, running and waiting jobs as one list, newest first: filtered, and a page at a time by job number."""
 
 import asyncio
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -106,11 +105,11 @@ class JobList:
         self._alone = asyncio.Lock()
 
     async def numbers(
-        self, wanted: Filter, *, before: int | None = None, after: int | None = None, limit: int
+        self, wanted: Filter, *, before: int | None = None, after: int | None = None, skip: int = 0, limit: int
     ) -> list[int]:
-        """The newest jobs that fit, newest first."""
+        """The newest jobs that fit, without the first `skip` of them, newest first."""
         async with self._alone:
-            return await asyncio.to_thread(self._numbers, wanted, before, after, limit)
+            return await asyncio.to_thread(self._numbers, wanted, before, after, limit, skip)
 
     async def count(self, wanted: Filter) -> int:
         """How many fit."""
@@ -132,21 +131,19 @@ class JobList:
         row: Row | None = self._connection.execute(SELECT_PASSED, values).fetchone()
         return row
 
-    def _numbers(self, wanted: Filter, before: int | None, after: int | None, limit: int) -> list[int]:
+    def _numbers(self, wanted: Filter, before: int | None, after: int | None, limit: int, skip: int = 0) -> list[int]:
         clauses, values = self._clauses(wanted)
         for clause, value in (("job < ?", before), ("job > ?", after)):
             if value is not None:
                 clauses.append(clause)
                 values.append(value)
         where = " AND ".join(clauses) or "1"
-        parts = [
-            [
-                row[0]
-                for row in self._connection.execute(f"{part.format(where)} ORDER BY job DESC LIMIT ?", (*values, limit))
-            ]
-            for part in _parts(wanted)
-        ]
-        return list(heapq.merge(*parts, reverse=True))[:limit]
+        parts = [part.format(where) for part in _parts(wanted)]
+        if not parts:
+            return []
+        statement = f"{' UNION ALL '.join(parts)} ORDER BY job DESC LIMIT ? OFFSET ?"
+        rows = self._connection.execute(statement, (*values * len(parts), limit, skip))
+        return [row[0] for row in rows]
 
     def _count(self, wanted: Filter) -> int:
         clauses, values = self._clauses(wanted)

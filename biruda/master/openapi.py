@@ -151,7 +151,7 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
 QUERIES: dict[str, tuple[str, ...]] = {
     "/api/v1/jobs": (
         *("state", "outcome", "name", "worker", "user", "host", "env", "arch", "platform", "since", "until", "jobs"),
-        *("before", "after", "limit", "brief", "count"),
+        *("before", "after", "skip", "limit", "brief", "count"),
     ),
     "/api/v1/jobs/{job}": ("wait_s",),
     "/api/v1/jobs/{job}/log": ("offset", "limit", "follow", "attempt"),

@@ -6,7 +6,7 @@ import jinja2
 from aiohttp import web
 
 from biruda import VERSION
-from biruda.webui import words
+from biruda.webui import marks, words
 from biruda.webui.assets import Assets
 
 
@@ -36,6 +36,7 @@ class Templates:
             percent=words.percent,
             relative=words.relative,
             exact=words.exact,
+            shown=marks.shown,
         )
         self._environment = environment
 

@@ -142,6 +142,6 @@ def mount(app: web.Application) -> None:
     app[SITE] = Site()
     app.middlewares.insert(0, pages)
     app.on_response_prepare.append(_protect)
-    from biruda.webui import farm, login
+    from biruda.webui import farm, job, jobs, login
 
-    app.add_routes([*routes, *farm.routes, *login.routes])
+    app.add_routes([*routes, *farm.routes, *job.routes, *jobs.routes, *login.routes])
