@@ -78,10 +78,15 @@ async def make_token(request: web.Request) -> web.StreamResponse:
     return json_response({**answer, "command": command}, 201)
 
 
+async def hosts_view(request: web.Request) -> list[dict[str, Any]]:
+    """Each host that has joined, by its newest certificate."""
+    joining = request.app.get(LINKS, Links()).joining
+    return [_view(record) for record in await joining.hosts()] if joining else []
+
+
 @routes.get("/api/v1/hosts")
 async def hosts(request: web.Request) -> web.StreamResponse:
-    master = request.app.get(LINKS, Links()).joining
-    return json_response({"hosts": [_view(record) for record in await master.hosts()] if master else []})
+    return json_response({"hosts": await hosts_view(request)})
 
 
 @routes.post("/api/v1/hosts/{host}/revoke")

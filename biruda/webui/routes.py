@@ -142,6 +142,8 @@ def mount(app: web.Application) -> None:
     app[SITE] = Site()
     app.middlewares.insert(0, pages)
     app.on_response_prepare.append(_protect)
-    from biruda.webui import farm, job, jobs, login
+    from biruda.webui import farm, job, jobs, login, places, start, statistics
 
-    app.add_routes([*routes, *farm.routes, *job.routes, *jobs.routes, *login.routes])
+    for module in (farm, job, jobs, login, places, start, statistics):
+        app.add_routes(module.routes)
+    app.add_routes(routes)
