@@ -24,6 +24,9 @@ SILENCE_S = 35.0
 
 HANDSHAKE_S = 10.0
 
+RETRY_S = 1.0
+"""Between two tries of what has to be done before something is sent."""
+
 
 class Transport(Protocol):
     """Bytes in order, both ways. receive() gives b"" when the peer has ended it."""
@@ -64,11 +67,15 @@ class Link:
     """Numbered frames to one peer. post() never blocks; send_data() waits for credit.
 
     With lazy_acks, acknowledgements go with what is sent anyway, or when a part of the window is used up: on one host a
-    frame of its own would cost both sides more than what it tells is worth.
+    frame of its own would cost both sides more than what it tells is worth. before_sending is called whenever something
+    is about to leave; while it raises OSError nothing does.
     """
 
-    def __init__(self, session_id: str, name: str, *, lazy_acks: bool = False) -> None:
+    def __init__(
+        self, session_id: str, name: str, *, lazy_acks: bool = False, before_sending: Callable[[], None] | None = None
+    ) -> None:
         self._lazy_acks = lazy_acks
+        self._before_sending = before_sending
         self.session_id = session_id
         self.name = name
         self.session = Session()
@@ -138,14 +145,28 @@ class Link:
         if self._is_sending or not run.transport.may_send_now:
             self._wake.set()
             return
-        run.transport.send_now(self._take_outgoing())
+        try:
+            data = self._take_outgoing()
+        except OSError:  # what has to be done before cannot be done now: the writer tries again
+            self._wake.set()
+            return
+        run.transport.send_now(data)
 
     def _take_outgoing(self) -> bytes:
+        if self._before_sending is not None:
+            self._before_sending()
         if self.session.ack_due:
             self._outgoing.append(self.session.ack())
         data = b"".join(self._outgoing)
         self._outgoing.clear()
         return data
+
+    async def _taken_outgoing(self) -> bytes:
+        while True:
+            try:
+                return self._take_outgoing()
+            except OSError:
+                await asyncio.sleep(RETRY_S)
 
     async def run(
         self,
@@ -245,7 +266,7 @@ class Link:
             self._wake.clear()
             if self._outgoing:
                 self._is_sending = True
-                await transport.send(self._take_outgoing())
+                await transport.send(await self._taken_outgoing())
                 self._is_sending = False
 
     async def _keep_alive(self, run: _Run) -> None:

@@ -4,6 +4,7 @@ A child gets its own session, an umask of 022, only the three standard descripto
 started by vfork, so the size of the caller does not matter, except where another account is asked for.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,12 @@ from dataclasses import dataclass
 from biruda.errors import EnvironmentFault
 
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+_BLOCK_BYTES = 512
+"""Of ru_inblock and ru_oublock, which the kernel takes from the same counters as /proc/PID/io: getrusage(2)."""
+
+_UMASK = 0o022
+_RESTORED = tuple(getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name))
+"""What Python ignores, and a child shall not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +51,9 @@ class Exit:
 class Child:
     """A started process. Its number stays its own until poll() has returned its Exit."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self.pid = popen.pid
-        self.pidfd = _open_pidfd(popen.pid)  # readable once it has ended; -1 where there is no such thing
+    def __init__(self, pid: int, popen: "subprocess.Popen[bytes] | None" = None) -> None:
+        self.pid = pid
+        self.pidfd = _open_pidfd(pid)  # readable once it has ended; -1 where there is no such thing
         self._popen = popen
         self._exit: Exit | None = None
 
@@ -57,25 +64,20 @@ class Child:
         return self._exit
 
     def _reap(self) -> Exit | None:
-        read_bytes = written_bytes = 0
-        if hasattr(os, "waitid"):
-            # Peeked at first: the counters are there only as long as the zombie is.
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                return None
-            read_bytes, written_bytes = _storage_bytes(self.pid)
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if pid == 0:
             return None
         code = os.waitstatus_to_exitcode(status)
-        self._popen.returncode = code  # or Popen would wait for the number again
+        if self._popen is not None:
+            self._popen.returncode = code  # or Popen would wait for the number again
         self.close()
         return Exit(
             exit_status=None if code < 0 else code,
             signal=-code if code < 0 else None,
             cpu_s=usage.ru_utime + usage.ru_stime,
             peak_rss_bytes=usage.ru_maxrss * _RSS_UNIT_BYTES,
-            read_bytes=read_bytes,
-            written_bytes=written_bytes,
+            read_bytes=usage.ru_inblock * _BLOCK_BYTES,
+            written_bytes=usage.ru_oublock * _BLOCK_BYTES,
         )
 
     def signal_group(self, number: signal.Signals) -> None:
@@ -101,13 +103,17 @@ def start(
     stdout: int,
     stderr: int = subprocess.STDOUT,
     account: Account | None = None,
-    umask: int = 0o022,
+    umask: int = _UMASK,
+    alone: bool = False,
 ) -> Child:
     """A running child, its stderr joined to stdout where none is given. argv[0] without a slash is looked for in PATH.
 
-    Raises OSError as exec and fork do, ValueError for what no argument or variable can be.
+    alone: the caller has no other threads and has called own_process(); the child then costs less. Raises OSError as
+    exec and fork do, ValueError for what no argument or variable can be.
     """
     switch = account is not None and account.uid != os.geteuid()
+    if alone and not switch and umask == _UMASK and hasattr(os, "posix_spawn"):
+        return Child(_spawn(argv, env, cwd, (stdin, stdout, stderr)))
     popen = subprocess.Popen(
         argv,
         env=env,
@@ -123,7 +129,41 @@ def start(
         group=account.gid if account and switch else None,
         extra_groups=account.groups if account and switch else None,
     )
-    return Child(popen)
+    return Child(popen.pid, popen)
+
+
+def own_process() -> None:
+    """This process is its caller's alone: its umask and its directory become those of start()."""
+    os.umask(_UMASK)
+    os.chdir("/")
+
+
+def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, standard: tuple[int, int, int]) -> int:
+    """By posix_spawn(3), a sixth of what Popen costs. It knows no directory, so the caller goes there and back."""
+    stdin, stdout, stderr = standard
+    actions = [
+        (os.POSIX_SPAWN_DUP2, stdin, 0),
+        (os.POSIX_SPAWN_DUP2, stdout, 1),
+        (os.POSIX_SPAWN_DUP2, stdout if stderr == subprocess.STDOUT else stderr, 2),
+    ]
+    os.chdir(cwd)
+    try:
+        program = argv[0] if "/" in argv[0] else _found(argv[0], env.get("PATH", os.defpath))
+        return os.posix_spawn(program, list(argv), env, file_actions=actions, setsid=True, setsigdef=_RESTORED)
+    finally:
+        os.chdir("/")
+
+
+def _found(name: str, path: str) -> str:
+    """Where execvp(3) would find a program. Raises OSError as it does."""
+    is_there = False
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+        is_there = is_there or os.path.exists(candidate)
+    number = errno.EACCES if is_there else errno.ENOENT
+    raise OSError(number, os.strerror(number), name)
 
 
 def account_of(user: str) -> Account:
@@ -160,12 +200,3 @@ def _open_pidfd(pid: int) -> int:
         except OSError:  # a kernel before 5.3, or one that forbids it
             pass
     return -1
-
-
-def _storage_bytes(pid: int) -> tuple[int, int]:
-    try:
-        with open(f"/proc/{pid}/io", "rb", buffering=0) as file:
-            counters = dict(line.split(b": ", 1) for line in file.read(512).splitlines())
-        return int(counters[b"read_bytes"]), int(counters[b"write_bytes"])
-    except (OSError, ValueError, KeyError):
-        return 0, 0

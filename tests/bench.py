@@ -65,7 +65,7 @@ def task_spooler_per_s(count: int) -> float | None:
     tsp = shutil.which("tsp")
     if tsp is None:
         return None
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         env = {"TS_SOCKET": f"{directory}/s", "TMPDIR": directory, "PATH": os.defpath, "TS_MAXFINISHED": "10"}
         subprocess.run([tsp, "-S", "2"], env=env, check=True, capture_output=True)
         began = time.perf_counter()

@@ -210,6 +210,35 @@ async def test_messages_and_data_go_both_ways(connect: Connect) -> None:
     assert one.link.credit_bytes == two.link.credit_bytes == 0
 
 
+async def test_nothing_leaves_before_what_has_to_be_done_before(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "RETRY_S", 0.01)
+    fails = 3
+    done: list[int] = []
+
+    def before() -> None:
+        if len(done) < fails:
+            done.append(0)
+            raise OSError("no space left")
+        done.append(1)
+
+    one = Side(Link(new_session_id(), "dialler", before_sending=before))
+    acceptor = Acceptor()
+    mine, theirs = await connect()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(acceptor.serve(theirs))
+        tasks.create_task(dialled(one, mine))
+        async with asyncio.timeout(10):
+            while not one.link.connected:
+                await asyncio.sleep(0)
+        one.link.post(b"first")
+        one.link.post(b"second")
+        assert await acceptor.sides[one.link.session_id].has(2) == [b"first", b"second"]
+        assert done[: fails + 1] == [0] * fails + [1]
+        await one.link.close()
+
+
 async def test_what_came_right_behind_the_welcome_is_not_lost() -> None:
     """A byte stream may give both in one piece."""
     mine, theirs = await by_socketpair()

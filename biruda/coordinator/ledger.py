@@ -38,7 +38,11 @@ class Entry:
 
 
 class Ledger:
-    """The entries of one coordinator; every change is in the file before the act that it announces."""
+    """The entries of one coordinator; every change is in the file before the act that it announces.
+
+    What is planned is written at once; of what attempts do, all that came in one turn of the loop is written together,
+    by flush(), before anything of it is told to anybody.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,6 +53,7 @@ class Ledger:
                 self._replay(line)
         self._fd = -1
         self._bytes = 0
+        self._unwritten: list[bytes] = []
         self._compact()
 
     def _replay(self, line: bytes) -> None:
@@ -82,23 +87,41 @@ class Ledger:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._bytes = fd, 0
+        self._unwritten.clear()
         for worker, entry in self.entries.items():
             self._append({"is": "planned", "worker": worker, "place": entry.place})
             if entry.given is not None:
                 self._append({"is": "given", "worker": worker, "given": entry.given})
         for ended in self.results.values():
             self._append({"is": "ended", "ended": ended})
+        self._write()
         os.replace(temporary, self._path)
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-        os.write(self._fd, line)
-        self._bytes += len(line)
+        self._unwritten.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
 
-    def _change(self, record: Mapping[str, Any]) -> None:
-        self._append(record)
+    def flush(self) -> None:
+        """All changes are in the file on return. Raises OSError where there is no room; then they are kept."""
+        if not self._unwritten:
+            return
+        self._write()
         if self._bytes > COMPACT_BYTES:
             self._compact()
+
+    def _write(self) -> None:
+        lines = memoryview(b"".join(self._unwritten))
+        try:
+            while lines:
+                written = os.write(self._fd, lines)
+                self._bytes += written
+                lines = lines[written:]
+        finally:
+            self._unwritten = [bytes(lines)] if lines else []
+
+    def _change(self, record: Mapping[str, Any]) -> None:
+        """In the file at once."""
+        self._append(record)
+        self.flush()
 
     def planned(self, place: Place) -> None:
         """This will be made."""
@@ -114,7 +137,7 @@ class Ledger:
     def given(self, worker: str, given: Given | None) -> None:
         """It has this attempt; None: no more."""
         self.entries[worker] = replace(self.entries[worker], given=given)
-        self._change({"is": "given", "worker": worker, "given": given})
+        self._append({"is": "given", "worker": worker, "given": given})
 
     def gone(self, worker: str) -> None:
         """Nothing of it is left."""
@@ -124,12 +147,13 @@ class Ledger:
     def ended(self, ended: AttemptEnded) -> None:
         """An attempt has this result; it is the master's to record."""
         self.results[ended.job, ended.attempt] = ended
-        self._change({"is": "ended", "ended": ended})
+        self._append({"is": "ended", "ended": ended})
 
     def recorded(self, job: int, attempt: int) -> None:
         """The master has it, or wants to hear no more of it."""
         if self.results.pop((job, attempt), None) is not None:
-            self._change({"is": "recorded", "job": job, "attempt": attempt})
+            self._append({"is": "recorded", "job": job, "attempt": attempt})
 
     def close(self) -> None:
+        self.flush()
         os.close(self._fd)

@@ -66,7 +66,7 @@ class Pool:
             self._ledger.gone(worker_id)
             raise
         self._ledger.spawned(spawned.place)
-        worker = Worker(spawned.place, state.config.name)
+        worker = Worker(spawned.place, state.config.name, self._ledger.flush)
         worker.hold(IDLE_LEASE_S)
         self.workers[worker_id] = worker
         self._tasks.create_task(self._serve(worker, spawned), name=f"worker {worker_id}")
@@ -100,7 +100,7 @@ class Pool:
             found = await self._spawners[place.kind].attach(place)
         except OSError:
             return None
-        worker = Worker(place, place.environment, attempt=attempt)
+        worker = Worker(place, place.environment, self._ledger.flush, attempt=attempt)
         worker.hold(lease_s)
         self.workers[worker.id] = worker
         self._tasks.create_task(self._serve(worker, found), name=f"worker {worker.id}")

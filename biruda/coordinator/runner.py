@@ -47,7 +47,7 @@ CANCEL_SLACK_S = 10.0
 STORE_AGAIN_S = 1.0
 """Between two tries to write to a disk that is full."""
 
-START_TOLD_S = 0.003
+START_TOLD_S = 0.02
 """The master hears of an attempt's start so long after it, unless it has ended by then."""
 
 

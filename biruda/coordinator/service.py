@@ -83,7 +83,7 @@ class Coordinator:
         self.ledger = Ledger(directory / "ledger")
         self.outbox = Outbox(directory / "outbox")
         self.cache = FactsCache(directory / "facts")
-        self.link = Link(new_session_id(), "link to the master")
+        self.link = Link(new_session_id(), "link to the master", before_sending=self.ledger.flush)
         self.sources = Sources(directory / "sources", self.link, config.coordinator.source_cache_bytes)
         self.pump = Pump(self.link, self.outbox, self.attempts.values)
         self.sampler = Sampler(lambda: sum(1 for item in self.attempts.values() if item.result is None))

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from biruda.coordinator.spawners.protocol import HOST_KINDS, Incoming, Place, Spawned
 from biruda.errors import PeerError
@@ -33,7 +33,8 @@ class Worker:
 
     place: Place
     environment: str
-    link: Link = field(default_factory=lambda: Link(new_session_id(), "worker", lazy_acks=True))
+    before_sending: InitVar[Callable[[], None]]
+    link: Link = field(init=False)
     hello: WorkerHello | None = None
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     died: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,6 +44,9 @@ class Worker:
     said: str = ""  # its standard error's last words, where its stream carries them
     narrowed: bool = False  # its cgroups have limits of an attempt: it serves no other
     returning: bool = False  # its attempt is over, and it cleans up to serve the next
+
+    def __post_init__(self, before_sending: Callable[[], None]) -> None:
+        self.link = Link(new_session_id(), "worker", lazy_acks=True, before_sending=before_sending)
 
     @property
     def id(self) -> str:

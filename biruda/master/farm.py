@@ -11,6 +11,9 @@ from biruda.master.state import ClassKey, Host, LiveJob, Placed, Waiting
 from biruda.messages import Assign, Assignment, AttemptRecorded, Cancel, HostReport
 from biruda.model import AttemptResult, EnvironmentReport, JobSpec, LogInfo, Outcome, StepResult, WorkerReport
 
+_CHANGES_NO_PLACE = (ev.HostLost, ev.AttemptBegan, ev.StepFinished)
+"""Nothing can be placed after these that could not be before."""
+
 
 class Farm:
     """The one truth while the process lives; changes only in handle()."""
@@ -28,15 +31,28 @@ class Farm:
 
     # What happened.
 
-    def handle(self, event: ev.Event) -> list[ev.Action]:
-        """Take one event in. The actions are to be carried out in their order."""
+    def handle(self, *events: ev.Event) -> list[ev.Action]:
+        """Take events in, one after the other; what may start now is decided once, after the last.
+
+        The actions are to be carried out in their order.
+        """
+        actions: list[ev.Action] = []
+        frees_room = False
+        for event in events:
+            actions += self._take(event)
+            frees_room = frees_room or not isinstance(event, _CHANGES_NO_PLACE)
+        if frees_room:
+            actions += self._dispatch(events[-1].at)
+        return actions
+
+    def _take(self, event: ev.Event) -> list[ev.Action]:
         match event:
             case ev.JobsSubmitted():
-                return [*self._submit(event), *self._dispatch(event.at)]
+                return self._submit(event)
             case ev.HostReported():
-                return [*self._report(event), *self._dispatch(event.at)]
+                return self._report(event)
             case ev.HostResumed():
-                return [*self._resume(event), *self._dispatch(event.at)]
+                return self._resume(event)
             case ev.HostLost():
                 return self._lose_link(event)
             case ev.AttemptBegan():
@@ -44,13 +60,13 @@ class Farm:
             case ev.StepFinished():
                 return self._step(event)
             case ev.AttemptFinished():
-                return [*self._finish_attempt(event), *self._dispatch(event.at)]
+                return self._finish_attempt(event)
             case ev.CancelRequested():
-                return [*self._cancel(event), *self._dispatch(event.at)]
+                return self._cancel(event)
             case ev.RetryRequested():
-                return [*self._retry(event), *self._dispatch(event.at)]
+                return self._retry(event)
             case ev.Tick():
-                return [*self._expire(event.at), *self._dispatch(event.at)]
+                return self._expire(event.at)
             case _:
                 assert_never(event)
 

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any, Final
 
-from biruda.master.runs import Run
+from biruda.master.runs import Run, first_since
 from biruda.master.store import Store
 
 MINUTES: Final = 60
@@ -22,14 +22,14 @@ DAY_EVERY_S: Final = 60.0
 
 _COLUMNS: Final = ", ".join(Run._fields)
 SELECT_LAST = "SELECT coalesce(max(id), 0) FROM runs"
-SELECT_DAY = "SELECT outcome, count(*) FROM runs WHERE finished_s > ? AND id <= ? GROUP BY outcome"
+SELECT_DAY = "SELECT outcome, count(*) FROM runs WHERE id >= ? AND id <= ? GROUP BY outcome"
 SELECT_MINUTES = """
     SELECT CAST(finished_s / 60 AS INTEGER) AS minute, outcome, count(*) FROM runs
-    WHERE finished_s > ? AND id <= ? GROUP BY 1, 2
+    WHERE id >= ? AND id <= ? GROUP BY 1, 2
 """
 SELECT_DEPTHS = """
     SELECT CAST(queued_s / 60 AS INTEGER) AS queued, CAST(started_s / 60 AS INTEGER) AS started, count(*) FROM runs
-    WHERE finished_s > ? AND id <= ? GROUP BY 1, 2
+    WHERE id >= ? AND id <= ? GROUP BY 1, 2
 """
 SELECT_NEWEST = f"SELECT id, {_COLUMNS} FROM runs WHERE id > ? AND id <= ? ORDER BY id DESC LIMIT ?"
 SELECT_SINCE = """
@@ -59,29 +59,31 @@ class History:
         execute = self._connection.execute
         last = int(execute(SELECT_LAST).fetchone()[0])
         self.count_day(last)
+        first = first_since(execute, now_s - HOUR_S)
         self.minutes = {}
-        for minute, outcome, count in execute(SELECT_MINUTES, (now_s - HOUR_S, last)):
+        for minute, outcome, count in execute(SELECT_MINUTES, (first, last)):
             self.minutes.setdefault(minute, Counter())[outcome] += count
         rows = execute(SELECT_NEWEST, (0, last, MOST_BARS)).fetchall()
         self.newest = deque((Run(*row[1:]) for row in reversed(rows) if row["finished_s"] > now_s - HOUR_S), MOST_BARS)
-        self.depths = self._past_depths(now_s, last, waiting)
+        self.depths = self._past_depths(now_s, (first, last), waiting)
         self._last = last
 
     def count_day(self, last: int | None = None) -> None:
         """Count the last day's outcomes anew."""
         self._day_counted_s = time.time()
         upto = self._last if last is None else last
-        self.day = Counter(dict(self._connection.execute(SELECT_DAY, (self._day_counted_s - DAY_S, upto)).fetchall()))
+        first = first_since(self._connection.execute, self._day_counted_s - DAY_S)
+        self.day = Counter(dict(self._connection.execute(SELECT_DAY, (first, upto)).fetchall()))
 
     @property
     def day_is_old(self) -> bool:
         return time.time() - self._day_counted_s > DAY_EVERY_S
 
-    def _past_depths(self, now_s: float, last: int, waiting: Iterable[float]) -> dict[int, int]:
+    def _past_depths(self, now_s: float, ids: tuple[int, int], waiting: Iterable[float]) -> dict[int, int]:
         """How many waited at the end of each minute of the last hour: began to wait before, and began to run after."""
         now = int(now_s // 60)
         begins, ends = Counter[int](), Counter[int]()
-        for queued, started, count in self._connection.execute(SELECT_DEPTHS, (now_s - HOUR_S, last)):
+        for queued, started, count in self._connection.execute(SELECT_DEPTHS, ids):
             begins[queued] += count
             ends[started] += count
         for since_s in waiting:

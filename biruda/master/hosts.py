@@ -14,6 +14,7 @@ from biruda.errors import BirudaError, PeerError, UserError
 from biruda.frames import DATA_BYTES, DataFrame, DataHeader, MessageFrame
 from biruda.link import Link, Transport, hear, refuse, welcome
 from biruda.master import events as ev
+from biruda.master.intake import is_bare
 from biruda.master.sources import Sources
 from biruda.messages import (
     AttemptEnded,
@@ -36,7 +37,7 @@ from biruda.messages import (
     decode_to_master,
     encode,
 )
-from biruda.model import EnvironmentReport, Sample
+from biruda.model import AttemptResult, EnvironmentReport, Sample
 
 if TYPE_CHECKING:
     from biruda.master.service import Master
@@ -243,6 +244,9 @@ class Hosts:
         if not self._master.farm.is_current(host, job, attempt):
             self.send(host, AttemptRecorded(job=job, attempt=attempt))
             return
+        if (job, attempt) not in self._master.intakes and is_bare(message.result):
+            self._finish(host, job, attempt, message.result)
+            return
         intake = self._master.intake(job, attempt)
         if intake.closed:
             return  # it is being recorded
@@ -263,6 +267,9 @@ class Hosts:
             return
         result = intake.close()
         assert result is not None
+        self._finish(host, job, attempt, result)
+
+    def _finish(self, host: str, job: int, attempt: int, result: AttemptResult) -> None:
         self._master.post(ev.AttemptFinished(host=host, job=job, attempt=attempt, result=result, at=now()))
 
     # Source packs.

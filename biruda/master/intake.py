@@ -1,6 +1,7 @@
 """What comes in of one attempt: its log and artifacts, byte for byte, until all of it is here."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -21,6 +22,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 RETRY_S = 1.0
 """How long to wait for room on a full disk before the next try."""
+
+
+_NOTHING = hashlib.sha256().hexdigest()
+
+
+def is_bare(result: AttemptResult) -> bool:
+    """Whether nothing comes of an attempt but its result: it printed nothing and left no artifact."""
+    log = result.log
+    return log.bytes == 0 and log.complete and log.sha256 == _NOTHING and not result.artifacts
 
 
 @dataclass(slots=True)
@@ -231,6 +241,9 @@ class Intake:
         for stream in (self.log, *self._artifacts.values()):
             stream.close()
         self._times.close()
+        if self.log.size == 0:  # it may have been begun, and come to nothing
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.log.path)
         self._tell()
         return result
 

@@ -241,6 +241,7 @@ def _going(job: LiveJob, placed: Placed) -> Run:
         queued_s=0.0,
         started_s=placement.started_s or 0.0,
         finished_s=float("inf"),
+        recorded_s=float("inf"),
     )
 
 

@@ -19,7 +19,7 @@ from biruda.master.hosts import Hosts, now
 from biruda.master.intake import Intake
 from biruda.master.runs import run_of
 from biruda.master.sources import Sources
-from biruda.master.spool import Spool
+from biruda.master.spool import SMALL_LOG_BYTES, Spool
 from biruda.master.store import Published, Store, Unwritable, emitted
 from biruda.model import JobSpec, Outcome
 
@@ -36,6 +36,10 @@ SYNC_BYTES = 16 << 20
 
 PACE_S = 0.002
 """A batch of events is not begun sooner after the last one."""
+
+BUSY_PACE_S = 0.008
+BUSY_EVENTS = 4
+"""After a batch of so many events the next one may wait longer: a commit costs the same whatever is in it."""
 
 INLINE_SAVES = 100
 """Up to so many are put into their transaction in the loop; more in the writer thread."""
@@ -62,9 +66,9 @@ class Master:
         self._inbox: list[tuple[ev.Event, asyncio.Future[None] | None]] = []
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._unsynced: list[tuple[int, int]] = []  # attempts whose small logs wait in the store
-        self._unsynced_bytes = 0
-        self._synced: list[tuple[int, int]] = []  # no longer, which the store does not know yet
+        self._unsynced_bytes = 0  # of small logs that wait in the store
+        self._synced = 0  # of the store's batches of them: no longer from here back
+        self._tidied = 0  # and the store knows it
         self._sync_due = asyncio.Event()
         self._writing = asyncio.Lock()
         self._next_batch_s = 0.0  # of the loop's clock
@@ -73,7 +77,7 @@ class Master:
         spool.sweep(self._is_out)
         for record, small_log in store.unsynced():
             spool.restore(record, small_log)
-            self._wait_for_sync(record["job"], record["attempt"], small_log)
+            self._unsynced_bytes += len(small_log)
 
     def _is_out(self, job: int, attempt: int) -> bool:
         live = self.farm.jobs.get(job)
@@ -119,14 +123,13 @@ class Master:
             await self._wait_for_events()
             await self._keep_pace()
             batch, self._inbox = self._inbox, []
-            actions: list[ev.Action] = []
-            for event, _ in batch:
-                actions += self.farm.handle(event)
-            await self._carry_out(actions)
+            if len(batch) >= BUSY_EVENTS:
+                self._next_batch_s += BUSY_PACE_S - PACE_S
+            await self._carry_out(self.farm.handle(*[event for event, _ in batch]))
             for _, future in batch:
                 if future is not None and not future.done():
                     future.set_result(None)
-            if self._synced:
+            if self._synced > self._tidied:
                 await self._forget_synced()
             if self._unsynced_bytes > SYNC_BYTES:
                 self._sync_due.set()
@@ -140,7 +143,7 @@ class Master:
         self._next_batch_s = loop.time() + PACE_S
 
     async def _wait_for_events(self) -> None:
-        while not self._inbox and not self._synced:
+        while not self._inbox and self._synced == self._tidied:
             self._wake.clear()
             deadline = self.farm.next_deadline_s()
             if deadline is None:
@@ -188,11 +191,7 @@ class Master:
         loop = asyncio.get_running_loop()
         quick = len(saves) <= INLINE_SAVES and all(
             not isinstance(save, ev.SaveAttempt)
-            or (
-                save.result.log.complete
-                and not save.result.artifacts
-                and self.spool.is_small(save.job, save.placement.attempt)
-            )
+            or (save.result.log.complete and save.result.log.bytes <= SMALL_LOG_BYTES and not save.result.artifacts)
             for save in saves
         )
         while True:
@@ -225,6 +224,7 @@ class Master:
         rows: list[ev.Save | Published] = []
         records: dict[int, list[dict[str, Any]]] = {}
         has_large = False
+        recorded_s = time.time()
         for save in saves:
             if not isinstance(save, ev.SaveAttempt):
                 rows.append(save)
@@ -238,17 +238,13 @@ class Master:
             if small_log is None:
                 has_large = True
             else:
-                self._wait_for_sync(save.job, save.placement.attempt, small_log)
+                self._unsynced_bytes += len(small_log)
             records.setdefault(save.job, []).append(record)
-            run = run_of(save, earlier)
+            run = run_of(save, earlier, recorded_s)
             rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log, run))
         if has_large:
             self.spool.sync_names()
         self.store.prepare(rows, first_event)
-
-    def _wait_for_sync(self, job: int, attempt: int, small_log: bytes) -> None:
-        self._unsynced.append((job, attempt))
-        self._unsynced_bytes += len(small_log)
 
     async def _sync_spool(self) -> None:
         """Make sure of the spool's files, many at once; until then the store has their content."""
@@ -259,25 +255,26 @@ class Master:
             except TimeoutError:
                 pass
             self._sync_due.clear()
-            waiting, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
-            if not waiting:
+            written, self._unsynced_bytes = self.store.last_unsynced, 0
+            if written == self._synced:
                 continue
             try:
                 await asyncio.to_thread(self.spool.sync)
             except OSError as error:
                 log.error("the spool cannot be synced: %s", error)
-                self._unsynced += waiting
                 continue
-            self._synced += waiting
+            self._synced = written
             self._wake.set()
 
     async def _forget_synced(self) -> None:
-        synced, self._synced = self._synced, []
+        synced = self._synced
         try:
             await self.in_store(partial(self.store.synced, synced))
         except Unwritable as error:  # the disk is full: next time
             log.error("the store cannot be tidied up: %s", error)
-            self._unsynced += synced
+            self._synced = self._tidied
+            return
+        self._tidied = synced
 
     def _drop(self, action: ev.Drop) -> None:
         intake = self.intakes.pop((action.job, action.attempt), None)

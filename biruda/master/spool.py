@@ -77,18 +77,12 @@ class Spool:
         are when sync_names() has returned.
         """
         name, job, attempt = record["spool"], record["job"], record["attempt"]
-        log = self._publish_log(f"{self._partial}/{job}.{attempt}.log", f"{self._path}/{name}.log")
+        partial, final = f"{self._partial}/{job}.{attempt}.log", f"{self._path}/{name}.log"
+        log = self._publish_log(partial, final) if record["log"]["bytes"] else _publish_nothing(final)
         if record["artifacts"]:
             self._publish_artifacts(self.partial_artifacts(job, attempt), self.artifacts(name))
         self._write_whole(f"{name}.json", _json(record))
         return log
-
-    def is_small(self, job: int, attempt: int) -> bool:
-        """Whether publishing an attempt waits for no disk: a small log, and no artifact."""
-        try:
-            return os.stat(f"{self._partial}/{job}.{attempt}.log").st_size <= SMALL_LOG_BYTES
-        except FileNotFoundError:
-            return True
 
     def _publish_log(self, partial: str, final: str) -> bytes | None:
         try:
@@ -170,6 +164,12 @@ class Spool:
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
                     os.unlink(entry.path)
+
+
+def _publish_nothing(final: str) -> bytes:
+    """The log of an attempt that printed nothing."""
+    os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
+    return b""
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

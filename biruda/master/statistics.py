@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from biruda.master import views
+from biruda.master.runs import first_since
 from biruda.master.store import Row, Store
 
 MOST_RUNS: Final = 200_000
@@ -28,7 +29,7 @@ KEYS: Final[Mapping[str, str]] = {
 _RECENT = """
     WITH recent AS (
         SELECT *, {key} AS key, max(0, started_s - queued_s) AS wait_s, finished_s - started_s AS run_s
-        FROM runs WHERE finished_s > ? AND finished_s <= ? ORDER BY finished_s DESC LIMIT ?
+        FROM runs WHERE id >= ? ORDER BY id DESC LIMIT ?
     )
 """
 SELECT_GROUPS = (
@@ -71,11 +72,11 @@ SELECT_FLAKIEST = (
 )
 SELECT_BUCKETS = """
     SELECT CAST((finished_s - ?) / ? AS INTEGER) AS bucket, outcome, count(*) AS runs
-    FROM runs WHERE finished_s > ? AND finished_s <= ? GROUP BY 1, 2
+    FROM runs WHERE id >= ? GROUP BY 1, 2
 """
 SELECT_BUSY = """
     SELECT host, sum(min(finished_s, ?) - max(started_s, ?)) AS busy_s FROM runs
-    WHERE finished_s > ? GROUP BY host
+    WHERE id >= ? AND finished_s > ? GROUP BY host
 """
 
 
@@ -90,15 +91,16 @@ class Statistics:
         """The last hours, grouped by a key of KEYS. slots: of each host, for how much of it was used."""
         until_s = time.time()
         since_s = until_s - hours * 3600
-        recent = (since_s, until_s, MOST_RUNS)
         with self._lock:
+            first = first_since(self._connection.execute, since_s)
+            recent = (first, MOST_RUNS)
             groups = [_group(row) for row in self._rows(SELECT_GROUPS, by, recent)]
             total = next((_group(row) for row in self._rows(SELECT_GROUPS, "", recent)), None)
             slowest = [_slow(row) for row in self._rows(SELECT_SLOWEST, "worker", (*recent, LISTED))]
             flakiest = [dict(row) for row in self._rows(SELECT_FLAKIEST, "worker", (*recent, LISTED))]
             width_s = hours * 3600 / BUCKETS
-            counted = self._connection.execute(SELECT_BUCKETS, (since_s, width_s, since_s, until_s)).fetchall()
-            busy = self._connection.execute(SELECT_BUSY, (until_s, since_s, since_s)).fetchall()
+            counted = self._connection.execute(SELECT_BUCKETS, (since_s, width_s, first)).fetchall()
+            busy = self._connection.execute(SELECT_BUSY, (until_s, since_s, first, since_s)).fetchall()
         return {
             "since": views.instant(since_s),
             "until": views.instant(until_s),
@@ -132,8 +134,8 @@ def _slow(row: Row) -> dict[str, Any]:
 def _buckets(rows: list[Row]) -> list[dict[str, int]]:
     buckets: list[dict[str, int]] = [{} for _ in range(BUCKETS)]
     for row in rows:
-        if 0 <= row["bucket"] < BUCKETS:
-            buckets[row["bucket"]][row["outcome"]] = row["runs"]
+        bucket = buckets[max(0, min(row["bucket"], BUCKETS - 1))]  # by its end; it may have been recorded later
+        bucket[row["outcome"]] = bucket.get(row["outcome"], 0) + row["runs"]
     return buckets
 
 

@@ -17,7 +17,7 @@ from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 
-MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql", "0004.sql", "0005.sql")
+MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql", "0004.sql", "0005.sql", "0006.sql")
 """Numbered, only ever added to; PRAGMA user_version counts those applied."""
 
 INSERT_QUEUED = """
@@ -40,20 +40,20 @@ UPDATE_FINISHED = """
         placement = NULL WHERE job = ?
 """
 INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts (job, attempt, record) VALUES (?, ?, ?)"
-INSERT_UNSYNCED = "INSERT OR REPLACE INTO unsynced (job, attempt, log) VALUES (?, ?, ?)"
-SELECT_UNSYNCED = "SELECT record, log FROM unsynced JOIN attempts USING (job, attempt)"
-DELETE_UNSYNCED = """
-    DELETE FROM unsynced WHERE (job, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
-"""
+INSERT_UNSYNCED = "INSERT INTO unsynced_batches (batch, attempts, logs) VALUES (?, ?, ?)"
+SELECT_UNSYNCED = "SELECT attempts, logs FROM unsynced_batches ORDER BY batch"
+LAST_UNSYNCED = "SELECT coalesce(max(batch), 0) FROM unsynced_batches"
+DELETE_UNSYNCED = "DELETE FROM unsynced_batches WHERE batch <= ?"
 INSERT_HOST = "INSERT OR REPLACE INTO hosts (host, report) VALUES (?, ?)"
-INSERT_EVENT = "INSERT INTO events (id, at_s, kind, job, body) VALUES (?, ?, ?, ?, ?)"
-TRIM_EVENTS = "DELETE FROM events WHERE id <= ?"
+INSERT_EVENTS = "INSERT INTO event_batches (last_id, first_id, events) VALUES (?, ?, ?)"
+TRIM_EVENTS = "DELETE FROM event_batches WHERE last_id <= ?"
 SELECT_EARLIER = "SELECT record FROM attempts WHERE job = ? AND attempt < ? ORDER BY attempt"
 SELECT_ATTEMPT = "SELECT record FROM attempts WHERE job = ? AND attempt = ?"
 SELECT_JOB = "SELECT * FROM jobs WHERE job = ?"
 SELECT_LIVE = "SELECT * FROM jobs WHERE state <> 'finished' ORDER BY job"
 SELECT_HOSTS = "SELECT report FROM hosts"
-SELECT_EVENTS = "SELECT id, at_s, kind, job, body FROM events WHERE id > ? ORDER BY id LIMIT ?"
+SELECT_EVENTS = "SELECT first_id, events FROM event_batches WHERE last_id > ? ORDER BY last_id"
+LAST_EVENT = "SELECT coalesce(max(last_id), 0) FROM event_batches"
 
 TRIM_EVERY = 1000
 """Old events are removed once in so many new ones."""
@@ -96,7 +96,8 @@ class Store:
                 f"{path}: the store cannot be opened: {error}",
                 hint="restore it from a backup, or move it away to begin anew; the spool stays as it is",
             ) from error
-        self.last_event = int(self._reader.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+        self.last_event = int(self._reader.execute(LAST_EVENT).fetchone()[0])
+        self.last_unsynced = int(self._reader.execute(LAST_UNSYNCED).fetchone()[0])
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -151,19 +152,28 @@ class Store:
             for save in saves:
                 if not isinstance(save, ev.Emit):
                     self._save(save)
-            self._writer.executemany(
-                INSERT_EVENT,
-                [
-                    (number, event.at_s, event.kind, event.job, orjson.dumps(event.body))
-                    for number, event in enumerate(events, first_event)
-                ],
-            )
-            last = first_event + len(events) - 1
-            if last // TRIM_EVERY != (first_event - 1) // TRIM_EVERY:
-                execute(TRIM_EVENTS, (last - self._event_history,))
+            self._writer.executemany(INSERT_RUN, [save.run for save in saves if isinstance(save, Published)])
+            self._save_logs([save for save in saves if isinstance(save, Published) and save.log is not None])
+            if events:
+                self._save_events(events, first_event)
         except BaseException:
             self._roll_back()
             raise
+
+    def _save_events(self, events: Sequence[ev.Emit], first_event: int) -> None:
+        last = first_event + len(events) - 1
+        batch = [(event.at_s, event.kind, event.job, event.body) for event in events]
+        self._writer.execute(INSERT_EVENTS, (last, first_event, orjson.dumps(batch)))
+        if last // TRIM_EVERY != (first_event - 1) // TRIM_EVERY:
+            self._writer.execute(TRIM_EVENTS, (last - self._event_history,))
+
+    def _save_logs(self, small: Sequence[Published]) -> None:
+        """Small logs in one row. The batch counts as used also where the transaction is rolled back."""
+        if small:
+            self.last_unsynced += 1
+            attempts = orjson.dumps([(item.job, item.attempt, len(item.log or b"")) for item in small])
+            logs = b"".join(item.log or b"" for item in small)
+            self._writer.execute(INSERT_UNSYNCED, (self.last_unsynced, attempts, logs))
 
     def commit(self) -> None:
         """All that was prepared is on disk on return. Raises Unwritable; then nothing of it was done."""
@@ -204,24 +214,28 @@ class Store:
                 execute(INSERT_HOST, (report.host, orjson.dumps(report)))
             case Published(job=job, attempt=attempt):
                 execute(INSERT_ATTEMPT, (job, attempt, save.record))
-                execute(INSERT_RUN, save.run)
-                if save.log is not None:
-                    execute(INSERT_UNSYNCED, (job, attempt, save.log))
             case ev.SaveAttempt() | ev.Emit():
                 raise AssertionError(f"{type(save).__name__} is made into a row before")
             case _:
                 assert_never(save)
 
-    def synced(self, attempts: Iterable[tuple[int, int]]) -> None:
-        """The spool files of these attempts are on disk. Raises Unwritable."""
-        self._writer.execute(DELETE_UNSYNCED, (orjson.dumps(list(attempts)).decode(),))
+    def synced(self, batch: int) -> None:
+        """The spool files of all batches up to this one are on disk. Raises Unwritable."""
+        self._writer.execute(DELETE_UNSYNCED, (batch,))
 
     # Reading.
 
     def unsynced(self) -> list[tuple[dict[str, Any], bytes]]:
         """(record, log) of the attempts whose spool files may not be on disk. At start."""
-        rows = self._writer.execute(SELECT_UNSYNCED)
-        return [(orjson.loads(record), log) for record, log in rows]
+        found: list[tuple[dict[str, Any], bytes]] = []
+        for attempts, logs in self._writer.execute(SELECT_UNSYNCED):
+            start = 0
+            for job, attempt, size in orjson.loads(attempts):
+                row = self._writer.execute(SELECT_ATTEMPT, (job, attempt)).fetchone()
+                if row is not None:
+                    found.append((orjson.loads(row[0]), logs[start : start + size]))
+                start += size
+        return found
 
     def next_job(self) -> int:
         return int(self._reader.execute("SELECT coalesce(max(job), 0) + 1 FROM jobs").fetchone()[0])
@@ -282,8 +296,14 @@ class Store:
 
     def events_after(self, after: int, limit: int) -> list[dict[str, Any]]:
         """The next events of the stream."""
-        rows = self._reader.execute(SELECT_EVENTS, (after, limit))
-        return [event_view(row[0], row[1], row[2], row[3], orjson.loads(row[4])) for row in rows]
+        found: list[dict[str, Any]] = []
+        for first, batch in self._reader.execute(SELECT_EVENTS, (after,)):
+            for number, (at_s, kind, job, body) in enumerate(orjson.loads(batch), first):
+                if number > after:
+                    found.append(event_view(number, at_s, kind, job, body))
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
 
 def event_view(number: int, at_s: float, kind: str, job: int, body: Any) -> dict[str, Any]:

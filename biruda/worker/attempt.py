@@ -15,7 +15,7 @@ from enum import Enum, auto
 from biruda.messages import Assignment, AttemptEnded, FromWorker, Notice, StepEnded, StepStarted, encode
 from biruda.model import Artifact, AttemptResult, Kind, Outcome, Step, StepResult
 from biruda.process import account_of
-from biruda.worker.cleanup import give_tree, make_directory, remove_tree
+from biruda.worker.cleanup import WorkDirectory, give_tree, remove_tree
 from biruda.worker.ending import KILL_S, POLL_S, Ending
 from biruda.worker.holding import hold_to
 from biruda.worker.log import Log
@@ -42,6 +42,7 @@ class Attempt:
         self,
         opening: Opening,
         assignment: Assignment,
+        directory: WorkDirectory,
         variables: Mapping[str, str],
         tell: Callable[[FromWorker], None],
         *,
@@ -56,6 +57,7 @@ class Attempt:
         self._room_problem: OSError | None = None
         self.log = Log(self._room_of(opening))
         self._opening = opening
+        self._directory = directory
         self._tell = tell
         self._wakes = wakes  # the end of a child interrupts the poll
         self._verdict = Verdict()
@@ -92,7 +94,7 @@ class Attempt:
             hold_to(self.assignment.recipe.limits)
         account = account_of(self._opening.user) if self._opening.user else None
         self._scene = replace(self._scene, account=account)
-        make_directory(self._opening.work, account)
+        self._directory.make(account)
         self._has_work = True
         if self.assignment.source is not None:
             self._intake = SourceIntake(self._opening.work)
@@ -328,7 +330,7 @@ class Attempt:
         os.close(self._scene.stdin)
         problems: list[str] = []
         if self._has_work:  # what it has not made is not its to remove
-            problems += remove_tree(self._opening.work, keep=self._opening.reuse)
+            problems += self._directory.clear()
         for index, step in enumerate(self.assignment.recipe.steps[: self._next]):
             if step.script is not None:
                 problems += remove_tree(self._scene.script_path(index))

@@ -2,12 +2,51 @@
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from biruda.process import Account
 
+_TICK_NS = 50_000_000
+"""More than the grain of a file system's times: a change sooner after another one may bear the same time."""
+
 _DEEP = 100
 """Directories below this depth are moved up before they are emptied: descriptors and path lengths are bounded."""
+
+
+class WorkDirectory:
+    """The directory of one attempt after the other. What nobody touched is neither looked through nor made anew."""
+
+    def __init__(self, path: str, *, keep: bool) -> None:
+        self._path = path
+        self._keep = keep
+        self._empty: tuple[int, int, int] | None = None  # its mark when it was last known to be empty and as if new
+        self._settled = False  # what happens to it from here on changes its mark
+
+    def make(self, account: Account | None) -> None:
+        """An empty directory as if new. Raises OSError."""
+        if account is not None or self._mark() != self._empty or self._empty is None:
+            make_directory(self._path, account)
+            self._empty = self._mark() if account is None else None
+        self._settled = self._empty is not None and time.time_ns() - self._empty[2] > _TICK_NS
+
+    def clear(self) -> list[str]:
+        """Remove what the attempt left; what could not be removed is listed."""
+        if self._settled and self._mark() == self._empty:
+            return []
+        problems: list[str] = []
+        if not (self._keep and _is_as_new(self._path)):
+            problems = remove_tree(self._path, keep=self._keep)
+        self._empty = self._mark() if self._keep and not problems else None
+        return problems
+
+    def _mark(self) -> tuple[int, int, int] | None:
+        """Which directory it is and when it was changed last: nothing can be done to it that leaves its ctime."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def make_directory(path: str, account: Account | None) -> None:

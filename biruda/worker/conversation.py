@@ -13,7 +13,7 @@ from biruda.worker.link import Link, Stream
 from biruda.worker.opening import Opening
 from biruda.worker.streams import LOG_CHANNEL, Streams
 
-SOON_S = 0.002
+SOON_S = 0.02
 """So long a step's begin and end wait for company: most of what a short attempt says is in its result again."""
 
 

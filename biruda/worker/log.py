@@ -20,6 +20,7 @@ RETRY_S = 1.0
 """Between two tries to write to a full disk."""
 
 PIPE_BYTES = 1 << 20
+_FIRST_BYTES = 4096
 _F_SETPIPE_SZ = 1031  # Linux
 
 
@@ -34,15 +35,12 @@ class Log:
         self.retry_at_s = float("inf")  # when tend() is wanted
         self._began_s = time.monotonic()
         self._hash = hashlib.sha256()
-        self._buffer = memoryview(untouched(DATA_BYTES))
+        self._buffer = memoryview(bytearray(_FIRST_BYTES))
+        self._wants_more = False  # the buffer was filled once, and is still the first
         self._on_new_line = True
         self._problem = ""
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
-        try:
-            fcntl.fcntl(self.read_fd, _F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:  # beyond what the user may have, or not Linux: the default holds
-            pass
 
     @property
     def end(self) -> int:
@@ -69,6 +67,8 @@ class Log:
 
     def read(self) -> memoryview:
         """The next piece, appended to the room; valid until the next call. Empty when there is none now, or ever."""
+        if self._wants_more:
+            self._widen()
         size = min(self.room.space, len(self._buffer))
         if size <= 0 or self.at_end:
             return self._buffer[:0]
@@ -80,7 +80,17 @@ class Log:
             self.at_end = True
         else:
             self._append(piece)
+            self._wants_more = len(piece) == _FIRST_BYTES
         return piece
+
+    def _widen(self) -> None:
+        """Most attempts print little; of one that prints more, each read shall take much."""
+        self._wants_more = False
+        self._buffer = memoryview(untouched(DATA_BYTES))
+        try:
+            fcntl.fcntl(self.read_fd, _F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:  # beyond what the user may have, or not Linux: the default holds
+            pass
 
     def say(self, text: str) -> None:
         """A line of biruda's own. The pipe must be empty, or the order is wrong."""

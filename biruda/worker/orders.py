@@ -29,6 +29,7 @@ from biruda.messages import (
 )
 from biruda.model import AttemptResult, LogInfo, Outcome
 from biruda.worker.attempt import Attempt
+from biruda.worker.cleanup import WorkDirectory
 from biruda.worker.conversation import Conversation
 from biruda.worker.opening import Opening
 
@@ -48,6 +49,7 @@ class Orders:
         self.is_done = False  # the attempt was recorded, and there will be no other
         self._opening = opening
         self._wakes = wakes
+        self._directory = WorkDirectory(opening.work, keep=opening.reuse)
         self._idle_lease_s = opening.lease_s
         self._variables: dict[str, str] = {}
         self._notices: list[Notice] = []
@@ -132,7 +134,7 @@ class Orders:
             self._refuse(conversation, assignment, f"a recipe of {count} steps: {MAX_STEPS} are the limit")
             return
         try:
-            attempt = Attempt(self._opening, assignment, self._variables, self.tell, wakes=self._wakes)
+            attempt = Attempt(self._opening, assignment, self._directory, self._variables, self.tell, wakes=self._wakes)
         except Exception as error:
             traceback.print_exc()
             self._refuse(conversation, assignment, _in_words(error))

@@ -4,6 +4,7 @@ Offsets count from the log's first byte. A room takes what append() gives it in 
 `pending`, and while anything waits `space` is 0 and the caller must not read more from the job. That is back-pressure.
 """
 
+import errno
 import mmap
 import os
 import sys
@@ -13,6 +14,8 @@ from biruda.frames import DATA_BYTES
 
 MEMORY_BYTES = 4 << 20
 """How much of a log a room without a file holds, and how much of a larger one stays in memory when it is empty."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENFILE, errno.EMFILE)
 
 FILE_LIMIT_BYTES = 8 << 30
 """How much a room's file may be ahead of the acknowledgements."""
@@ -114,21 +117,25 @@ class MemoryRoom:
 class FileRoom:
     """The coordinator's outbox: the whole log, each byte at its offset, never released."""
 
-    def __init__(self, fd: int, *, owned: bool, limit_bytes: int = FILE_LIMIT_BYTES) -> None:
+    def __init__(self, fd: int, *, path: str = "", limit_bytes: int = FILE_LIMIT_BYTES) -> None:
         self.start = 0
         self.end = 0
         self.pending = bytearray()
         self.problem = ""
         self._fd = fd
-        self._owned = owned
+        self._path = path  # of a file of its own, which is made or emptied when the first byte comes; else ""
         self._limit_bytes = limit_bytes
         self._acknowledged = 0
-        os.ftruncate(fd, 0)
+        if fd >= 0:
+            os.ftruncate(fd, 0)
 
     @classmethod
     def at(cls, path: str, limit_bytes: int = FILE_LIMIT_BYTES) -> "FileRoom":
-        """The room in a new or emptied file."""
-        return cls(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), owned=True, limit_bytes=limit_bytes)
+        """The room in a file that is its own."""
+        return cls(-1, path=path, limit_bytes=limit_bytes)
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
     @property
     def space(self) -> int:
@@ -142,14 +149,19 @@ class FileRoom:
         self.pending += data
 
     def _store(self, data: memoryview) -> int:
+        """How many of the next bytes are in the file. Raises OSError where waiting does not help."""
         stored = 0
         try:
+            if self._fd < 0:
+                self._open()
             while stored < len(data):
                 written = os.pwrite(self._fd, data[stored:], self.end)
                 self.end += written
                 stored += written
             self.problem = ""
         except OSError as error:  # no space, over quota, a failing disk: tried again until it works
+            if self._fd < 0 and error.errno not in _NO_ROOM:
+                raise
             self.problem = os.strerror(error.errno or 0)
         return stored
 
@@ -169,13 +181,13 @@ class FileRoom:
         self._acknowledged = min(max(self._acknowledged, offset), self.end)
 
     def close(self) -> None:
-        if self._owned:
+        if self._path and self._fd >= 0:
             os.close(self._fd)
-            self._owned = False
+            self._fd = -1
 
 
 def file_room(path: str, fd: int, limit_bytes: int = FILE_LIMIT_BYTES) -> FileRoom | None:
     """The room in the file that a spawner named or opened, None where there is none. Raises OSError."""
     if path:
         return FileRoom.at(path, limit_bytes)
-    return FileRoom(fd, owned=False, limit_bytes=limit_bytes) if fd >= 0 else None
+    return FileRoom(fd, limit_bytes=limit_bytes) if fd >= 0 else None

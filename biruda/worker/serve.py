@@ -44,7 +44,9 @@ from biruda.messages import (
     encode,
 )
 from biruda.model import Artifact, AttemptResult, Facts, Kind, LogInfo, Outcome, Recipe, Step, StepResult
+from biruda.process import own_process
 from biruda.worker.attempt import Attempt
+from biruda.worker.cleanup import WorkDirectory
 from biruda.worker.conversation import Conversation
 from biruda.worker.ending import KILL_S
 from biruda.worker.identity import Identity, identity
@@ -104,7 +106,9 @@ def rehearse(opening: Opening) -> None:
     alone = replace(opening, room_path="", room_fd=-1, user="")
     assignment = Assignment(job=0, attempt=0, environment="", recipe=Recipe(steps=(Step(name="", argv=()),)))
     with suppress(Exception):  # what is wrong here is said by the first real attempt
-        attempt = Attempt(alone, assignment, {}, lambda message: None, wakes=True)
+        attempt = Attempt(
+            alone, assignment, WorkDirectory(opening.work, keep=opening.reuse), {}, lambda message: None, wakes=True
+        )
         attempt.advance(time.monotonic())
         attempt.clean_up()
 
@@ -113,11 +117,13 @@ def serve(connection: socket.socket, listener: socket.socket | None, opening: Op
     """Serve until there is nothing more to do here; then nothing of an attempt is left, and the connection is closed.
 
     Without a listener nobody can come back: the end of the connection is the end of the attempt. The listener stays
-    the caller's. Signal handlers are set where the worker is not a thread, and set back at the end.
+    the caller's. Where the worker is not a thread, signal handlers are set, and set back at the end, and umask and
+    working directory become what a step shall have.
     """
     if opening.kind is Kind.THREAD:
         _serve(connection, listener, opening, -1)
         return
+    own_process()
     with own_signals() as child_fd:
         _serve(connection, listener, opening, child_fd)
 
@@ -129,6 +135,7 @@ def serve_over(read_fd: int, write_fd: int, opening: Opening, *, reopens: bool =
     a mark, and to be heard within each lease. With `reopens`, as for a virtual machine's port, the end of read_fd is
     that of a connection; else it is that of the worker. Signal handlers are set, and set back at the end.
     """
+    own_process()
     wire = Wire(read_fd, write_fd, opening.nonce, reopens=reopens)
     with own_signals() as child_fd:
         _serve(None, wire, opening, child_fd)
@@ -241,8 +248,6 @@ class Worker:
         return self._wire is not None and not self._rests and self._wire.has_something()
 
     def _turn(self, ready: set[int]) -> None:
-        if self._child_fd in ready:
-            _empty(self._child_fd)
         if self._listener is not None and self._listener.fileno() in ready:
             self._accept(self._listener)
             if self._wire is not None:
@@ -251,6 +256,10 @@ class Worker:
         if conversation is not None and conversation.link.fileno() in ready:
             self._listen(conversation)
         attempt = self._orders.attempt
+        pidfd = attempt.running.child.pidfd if attempt is not None and attempt.running is not None else -1
+        if self._child_fd in ready or (pidfd in ready and self._child_fd >= 0):  # what one tells the other tells too
+            _empty(self._child_fd)
+            ready.add(self._child_fd)
         if attempt is not None:
             has_output = attempt.log.read_fd in ready
             self._orders.guard(attempt, lambda: self._work(attempt, has_output))
@@ -349,8 +358,6 @@ def _facts() -> Facts:
 
 
 def _empty(fd: int) -> None:
-    try:
-        while os.read(fd, 4096):
-            pass
-    except BlockingIOError:
-        pass
+    """What is left of a full pipe is read in the next turn."""
+    with suppress(BlockingIOError):
+        os.read(fd, 65536)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from biruda.messages import Assignment
-from biruda.model import Limits, Step, StepResult
+from biruda.model import Kind, Limits, Step, StepResult
 from biruda.process import Account, Child, Exit, start
 from biruda.worker.artifacts import is_inside
 from biruda.worker.cleanup import remove_tree
@@ -82,7 +82,15 @@ def launch(scene: Scene, index: int, step: Step) -> Child:
             argv.append(_write_script(scene, index, step.script))
         if not argv:
             raise CannotStart(127, "no command is given")
-        return start(argv, env=env, cwd=cwd, stdin=scene.stdin, stdout=scene.stdout, account=scene.account)
+        return start(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=scene.stdin,
+            stdout=scene.stdout,
+            account=scene.account,
+            alone=scene.opening.kind is not Kind.THREAD,
+        )
     except OSError as error:
         raise _in_words(error, argv, cwd, env["PATH"]) from None
     except ValueError as error:  # a NUL in an argument, "=" in a variable's name

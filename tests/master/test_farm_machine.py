@@ -188,7 +188,9 @@ class FarmMachine(RuleBasedStateMachine):
         for save in self.saves:
             if isinstance(save, ev.SaveAttempt):
                 record = views.attempt_record(save, [])
-                rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), b"", run_of(save, [])))
+                rows.append(
+                    Published(save.job, save.placement.attempt, orjson.dumps(record), b"", run_of(save, [], 0.0))
+                )
             else:
                 rows.append(save)
         self.store.apply(rows, self.next_event)

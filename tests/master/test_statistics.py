@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from biruda.master import events as ev
 from biruda.master import views
-from biruda.master.runs import INSERT_RUN, Run, run_of
+from biruda.master.runs import INSERT_RUN, Run, first_since, run_of
 from biruda.master.statistics import Statistics
 from biruda.master.store import MIGRATIONS, Store
 from biruda.model import Outcome
@@ -58,7 +58,7 @@ A_RUN = st.builds(
 def test_groups_are_what_one_counts_by_hand(store: Store, items: list[tuple[str, str, str, float, float]]) -> None:
     end_s = time.time() - 60
     runs = [
-        Run(n, 1, name, "", host, "env", "amd64", "debian12", outcome, end_s - run - wait, end_s - run, end_s)
+        Run(n, 1, name, "", host, "env", "amd64", "debian12", outcome, end_s - run - wait, end_s - run, end_s, end_s)
         for n, (name, host, outcome, wait, run) in enumerate(items, start=1)
     ]
     keep(store, runs)
@@ -93,7 +93,7 @@ def test_groups_are_what_one_counts_by_hand(store: Store, items: list[tuple[str,
 
 def test_what_ended_before_is_not_counted(store: Store) -> None:
     old_s = time.time() - 7200
-    keep(store, [Run(1, 1, "a", "", "h", "env", "amd64", "x", "passed", old_s - 2, old_s - 1, old_s)])
+    keep(store, [Run(1, 1, "a", "", "h", "env", "amd64", "x", "passed", old_s - 2, old_s - 1, old_s, old_s)])
     assert Statistics(store).of(1, "host", {})["total"] is None
     assert Statistics(store).of(3, "host", {})["groups"][0]["key"] == "h"
 
@@ -102,8 +102,8 @@ def test_a_second_attempt_waits_since_the_end_of_the_first(tmp_path: Path) -> No
     save = ev.SaveAttempt(
         job=1, spec=job_spec(), submitted_s=1000.0, placement=placement(2), result=result(Outcome.PASSED)
     )
-    first = run_of(save, [])
-    second = run_of(save, [{"finished": views.instant(first.started_s - 3)}])
+    first = run_of(save, [], 0.0)
+    second = run_of(save, [{"finished": views.instant(first.started_s - 3)}], 0.0)
     assert first.queued_s == 1000.0
     assert second.started_s - second.queued_s == pytest.approx(3)
 
@@ -112,9 +112,9 @@ def test_a_store_from_before_is_counted_too(tmp_path: Path) -> None:
     """Its records become runs when it is first opened, the same as those that are made from now on."""
     path = tmp_path / "master.db"
     connection = sqlite3.connect(path)
-    for name in MIGRATIONS[:4]:
+    for name in MIGRATIONS[:5]:
         connection.executescript(resources.files("biruda.master").joinpath("schema", name).read_text())
-    connection.execute("PRAGMA user_version = 4")
+    connection.execute("PRAGMA user_version = 5")
     saves = [
         ev.SaveAttempt(
             job=job, spec=job_spec(), submitted_s=1000.0, placement=placement(attempt), result=result(Outcome.FAILED)
@@ -126,7 +126,7 @@ def test_a_store_from_before_is_counted_too(tmp_path: Path) -> None:
     for save in saves:
         earlier = [record for record in records if record["job"] == save.job]
         records.append(views.attempt_record(save, earlier))
-        wanted.append(run_of(save, earlier))
+        wanted.append(run_of(save, earlier, save.result.finished_s))
         row = (save.job, save.placement.attempt, orjson.dumps(records[-1]))
         connection.execute("INSERT INTO attempts (job, attempt, record) VALUES (?, ?, ?)", row)
     connection.commit()
@@ -137,3 +137,15 @@ def test_a_store_from_before_is_counted_too(tmp_path: Path) -> None:
     assert [tuple(row)[:9] for row in rows] == [run[:9] for run in wanted]
     for row, run in zip(rows, wanted, strict=True):
         assert tuple(row)[9:] == pytest.approx(run[9:], abs=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(-1, 51))
+def test_the_first_since_is_found(store: Store, times: list[int], since: int) -> None:
+    keep(
+        store, [Run(n, 1, "a", "", "h", "e", "amd64", "x", "passed", 0, 0, 0, at) for n, at in enumerate(sorted(times))]
+    )
+    connection = store.connect()
+    first = first_since(connection.execute, since)
+    wanted = [row[0] for row in connection.execute("SELECT id FROM runs WHERE recorded_s > ? ORDER BY id", (since,))]
+    assert [row[0] for row in connection.execute("SELECT id FROM runs WHERE id >= ? ORDER BY id", (first,))] == wanted

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def published(job: int, attempt: int = 1, outcome: Outcome = Outcome.PASSED, log
     save = ev.SaveAttempt(
         job=job, spec=job_spec(), submitted_s=1000.0 + job, placement=placement(attempt), result=result(outcome)
     )
-    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log, run_of(save, []))
+    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log, run_of(save, [], 3000.0))
 
 
 def emit(kind: str, job: int = 0, **body: Any) -> ev.Emit:
@@ -275,7 +276,8 @@ def test_old_events_are_trimmed(path: Path) -> None:
     for first in range(1, 2101, 100):
         store.apply([emit("x")] * 100, first)
     numbers = [event["id"] for event in store.events_after(0, 10_000)]
-    assert numbers == list(range(1951, 2101))
+    assert numbers == list(range(1901, 2101))  # those of one commit stay together
+    assert [event["id"] for event in store.events_after(1950, 120)] == list(range(1951, 2071))
     store.close()
 
 
@@ -285,5 +287,26 @@ def test_old_events_are_trimmed(path: Path) -> None:
 def test_small_logs_wait_in_the_store_until_they_are_synced(store: Store) -> None:
     store.apply([queued(1), queued(2), published(1, log=b"small"), published(2, log=None)], 1)
     assert [(record["job"], log) for record, log in store.unsynced()] == [(1, b"small")]
-    store.synced([(1, 1), (9, 9)])
+    first = store.last_unsynced
+    store.apply([published(2, log=b"other")], 1)
+    store.synced(first)
+    assert [(record["job"], log) for record, log in store.unsynced()] == [(2, b"other")]
+    store.synced(store.last_unsynced)
     assert store.unsynced() == []
+
+
+def test_events_and_small_logs_of_an_older_schema_are_taken_over(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as old:
+        for name in MIGRATIONS[:2]:
+            old.executescript((Path(store_module.__file__).parent / "schema" / name).read_text())
+        old.execute("PRAGMA user_version = 2")
+        record = orjson.dumps({"job": 1})
+        old.execute("INSERT INTO events VALUES (7, 1.5, 'job.queued', 1, ?)", (orjson.dumps({"name": "x"}),))
+        old.execute("INSERT INTO attempts VALUES (1, 1, ?)", (record,))
+        old.execute("INSERT INTO unsynced VALUES (1, 1, ?)", (b"small\xff",))
+        old.commit()
+    with closing(Store(path)) as store:
+        (event,) = store.events_after(0, 9)
+        assert (event["id"], event["kind"], event["job"], event["name"]) == (7, "job.queued", 1, "x")
+        assert store.last_event == 7
+        assert store.unsynced() == [({"job": 1}, b"small\xff")]

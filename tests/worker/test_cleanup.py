@@ -1,11 +1,14 @@
 """A directory is gone afterwards, whatever a job made of it."""
 
 import os
+import time
 from pathlib import Path
+
+import pytest
 
 from biruda.model import Kind
 from biruda.process import Account
-from biruda.worker.cleanup import give_tree, make_directory, remove_tree
+from biruda.worker.cleanup import WorkDirectory, give_tree, make_directory, remove_tree
 from biruda.worker.opening import Opening
 from biruda.worker.serve import rehearse
 
@@ -92,3 +95,46 @@ def test_a_rehearsal_does_not_touch_a_directory_that_is_there(tmp_path: Path) ->
     opening = Opening(worker="w", nonce="n", kind=Kind.PROCESS, work=str(tmp_path))
     rehearse(opening)
     assert (tmp_path / "file").read_text() == "of somebody else"
+
+
+def spoil(work: Path, how: str) -> None:
+    match how:
+        case "file":
+            (work / "file").write_text("x")
+        case "mode":
+            work.chmod(0o777)
+        case "come and gone":
+            (work / "file").write_text("x")
+            (work / "file").unlink()
+        case "another":
+            work.rmdir()
+            work.mkdir(mode=0o700)
+        case "none":
+            work.rmdir()
+
+
+@pytest.mark.parametrize("how", ["file", "mode", "come and gone", "another", "none", "nothing"])
+@pytest.mark.parametrize("settles", [True, False])
+def test_each_attempt_finds_a_directory_as_if_new(tmp_path: Path, how: str, settles: bool) -> None:
+    work = tmp_path / "work"
+    directory = WorkDirectory(str(work), keep=True)
+    for _ in range(3):
+        directory.make(None)
+        assert work.stat().st_mode & 0o7777 == 0o755
+        assert list(work.iterdir()) == []
+        if settles:  # else what is done to it bears the time at which it was made
+            time.sleep(0.06)  # a clock's tick is waited for by nothing else
+        spoil(work, how)
+        assert directory.clear() == []
+        assert not work.exists() or list(work.iterdir()) == []
+    if how == "nothing":
+        made = work.stat()
+        directory.make(None)
+        assert work.stat().st_ctime_ns == made.st_ctime_ns
+
+
+def test_a_directory_that_is_not_kept_goes(tmp_path: Path) -> None:
+    directory = WorkDirectory(str(tmp_path / "work"), keep=False)
+    directory.make(None)
+    assert directory.clear() == []
+    assert not (tmp_path / "work").exists()

@@ -49,7 +49,7 @@ def test_memory_room(done: list[tuple[object, ...]]) -> None:
 
 @given(done=operations)
 def test_file_room(done: list[tuple[object, ...]]) -> None:
-    check(FileRoom(os.memfd_create("room"), owned=True), done)
+    check(FileRoom(os.memfd_create("room")), done)
 
 
 def test_a_memory_room_that_is_full_has_no_space_until_it_is_released() -> None:

@@ -1,31 +1,24 @@
-CREATE TABLE runs (                 -- a line for each attempt that ended: what statistics count
-    id INTEGER PRIMARY KEY,
-    job INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    worker TEXT NOT NULL,           -- of a start of a named worker, or ''
-    host TEXT NOT NULL,
-    environment TEXT NOT NULL,
-    arch TEXT NOT NULL,
-    platform TEXT NOT NULL,
-    outcome TEXT NOT NULL,
-    queued_s REAL NOT NULL,         -- since when it could have begun
-    started_s REAL NOT NULL,
-    finished_s REAL NOT NULL
-);
-INSERT INTO runs
-    (job, attempt, name, worker, host, environment, arch, platform, outcome, queued_s, started_s, finished_s)
-SELECT job, attempt, record ->> 'name', coalesce(record ->> 'worker', ''), record ->> 'host', record ->> 'environment',
-    record ->> 'arch', record ->> 'platform', record ->> 'outcome',
-    min(queued_s, started_s), started_s, max(started_s, finished_s)
-FROM (
-    SELECT job, attempt, record,
-        (julianday(coalesce(record ->> '$.attempts[#-1].finished', record ->> 'submitted')) - 2440587.5) * 86400.0
-            AS queued_s,
-        (julianday(record ->> 'started') - 2440587.5) * 86400.0 AS started_s,
-        (julianday(record ->> 'finished') - 2440587.5) * 86400.0 AS finished_s
-    FROM (SELECT job, attempt, CAST(record AS TEXT) AS record FROM attempts)
-)
-WHERE queued_s IS NOT NULL AND started_s IS NOT NULL AND finished_s IS NOT NULL
-ORDER BY finished_s;
-CREATE INDEX runs_by_end ON runs (finished_s, outcome);
+ALTER TABLE jobs ADD COLUMN user TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN arch TEXT NOT NULL DEFAULT '';          -- where its last attempt is or was; '' without one
+ALTER TABLE jobs ADD COLUMN platform TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN host TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN environment TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN started_s REAL;
+UPDATE jobs SET user = coalesce(json_extract(CAST(spec AS TEXT), '$.user'), '');
+UPDATE jobs SET
+    arch = coalesce(json_extract(CAST(placement AS TEXT), '$.environment.arch'), ''),
+    platform = coalesce(json_extract(CAST(placement AS TEXT), '$.environment.platform'), ''),
+    host = coalesce(json_extract(CAST(placement AS TEXT), '$.host'), ''),
+    environment = coalesce(json_extract(CAST(placement AS TEXT), '$.environment.name'), ''),
+    started_s = json_extract(CAST(placement AS TEXT), '$.started_s')
+    WHERE placement IS NOT NULL;
+UPDATE jobs SET
+    arch = coalesce(json_extract(CAST(ended.record AS TEXT), '$.arch'), ''),
+    platform = coalesce(json_extract(CAST(ended.record AS TEXT), '$.platform'), ''),
+    host = coalesce(json_extract(CAST(ended.record AS TEXT), '$.host'), ''),
+    environment = coalesce(json_extract(CAST(ended.record AS TEXT), '$.environment'), ''),
+    started_s = (julianday(json_extract(CAST(ended.record AS TEXT), '$.started')) - 2440587.5) * 86400
+    FROM attempts AS ended
+    WHERE jobs.state = 'finished' AND ended.job = jobs.job AND ended.attempt = jobs.last_attempt;
+CREATE INDEX jobs_listed ON jobs (job, outcome, host, environment, arch, platform, user, worker, name)
+    WHERE state = 'finished';
