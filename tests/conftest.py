@@ -10,6 +10,7 @@ SLOW = (  # boot machines, emulated ones where there is no KVM; start a Docker d
 
 REAL = (
     "tests/system/",
+    "tests/web/",
     "tests/coordinator/spawners/",
     "tests/worker/",
     "tests/cli/test_cli_daemon.py",

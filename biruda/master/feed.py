@@ -53,6 +53,7 @@ class Feed:
         self._sections: dict[str, bytes] = {}
         self._made_s = 0.0  # when, on the loop's clock
         self._timeline_s = 0.0
+        self._is_late = False  # the timeline is older than the rest
         self._watchers: set[Watcher] = set()
         self._watched = asyncio.Event()
         self._sampled: dict[str, Sampled] = {}
@@ -98,8 +99,10 @@ class Feed:
         changed = set()
         if now_s - self._timeline_s < TIMELINE_S and "timeline" in self._sections:
             del made["timeline"]
+            self._is_late = True
         else:
             self._timeline_s = now_s
+            self._is_late = False
         for name, value in made.items():
             text = orjson.dumps(value)
             if self._sections.get(name) != text:
@@ -147,21 +150,21 @@ class Feed:
         loop = asyncio.get_running_loop()
         while True:
             await self._watched.wait()
-            began_s = loop.time()
             async with self._loading:
                 if self._history.day_is_old:
                     await asyncio.to_thread(self._history.count_day)
-                began_s = loop.time()
+                began_s, made_at = loop.time(), self._last_event
                 changed = self._make(began_s)
             for only in {watcher.only for watcher in self._watchers}:
                 if changed if only is None else changed & only:
                     self._tell(only, self._message(changed, only))
             await asyncio.sleep(max(PACE_S, SHARE * (loop.time() - began_s)))
-            try:
-                async with asyncio.timeout(STILL_S):
-                    await self._master.changed()
-            except TimeoutError:
-                pass
+            if self._last_event == made_at:  # else something happened meanwhile
+                try:
+                    async with asyncio.timeout(TIMELINE_S if self._is_late else STILL_S):
+                        await self._master.changed()
+                except TimeoutError:
+                    pass
 
     async def _tell_samples(self) -> None:
         """Once a second what the hosts did that are shown, the first MOST_SAMPLED of them."""
