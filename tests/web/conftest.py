@@ -16,10 +16,11 @@ git_files = true
 
 [coordinator]
 host = "alder"
-slots = 2
+slots = 6
 
 [[environment]]
 name = "host"
+slots = 2
 
 [[environment]]
 name = "thread"
@@ -39,7 +40,7 @@ steps = ["echo hello"]
 
 [[worker]]
 name = "sleeper"
-environment = "host"
+environment = "thread"
 steps = ["sleep 600"]
 
 [[worker]]

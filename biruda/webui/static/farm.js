@@ -5,6 +5,7 @@ import { follow } from "./events.js";
 import { STATES, duration, number, percent, refreshTimes, size } from "./format.js";
 import { enable } from "./page.js";
 import { show, spark } from "./spark.js";
+import { shown } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const svg = (name, attributes) => {
@@ -77,7 +78,7 @@ const SECTIONS = {
     syncChildren($("waits"), waits, (it) => it.wants, () => fromTemplate("wait-row"), (row, it) => {
       part(row, "href").href = `/jobs/${it.first}`;
       setText(part(row, "count"), number(it.jobs));
-      for (const name of ["name", "wants", "sentence"]) setText(part(row, name), it[name]);
+      for (const name of ["name", "wants", "sentence"]) setText(part(row, name), shown(it[name]));
     });
     idle();
   },
@@ -129,7 +130,7 @@ const SECTIONS = {
 function job(row, it) {
   row.querySelector("a").href = `/jobs/${it.job}`;
   setText(part(row, "job"), it.job);
-  setText(part(row, "name"), it.name);
+  setText(part(row, "name"), shown(it.name));
   setText(part(row, "place"), `${it.arch} ${it.platform} ${it.host}`);
 }
 
@@ -157,7 +158,7 @@ function drawLanes() {
   const place = $("timeline");
   for (const child of place.querySelectorAll(".empty")) child.remove();
   syncChildren(place, lanes, (lane) => `${lane.host}/${lane.lane}`,
-    (lane) => h("div", { class: "lane" }, h("bdi", {}, `${lane.host}/${lane.lane}`), svg("svg", { viewBox: "0 0 3600 16", preserveAspectRatio: "none", role: "img" })),
+    (lane) => h("div", { class: "lane" }, h("bdi", {}, `${lane.host}/${lane.lane}`), svg("svg", { viewBox: "0 0 3600 16", preserveAspectRatio: "none", role: "group" })),
     (row, lane) => {
       const chart = row.querySelector("svg");
       setAttribute(chart, "aria-label", `${lane.bars.length} bars`);
@@ -172,7 +173,7 @@ function drawLanes() {
         setAttribute(shape, "class", `f-${bar.outcome}`);
         setAttribute(shape, "x", Math.round(x));
         setAttribute(shape, "width", Math.max(6, Math.round(end - x)));
-        setText(shape.firstChild, `${bar.runs > 1 ? `${bar.runs} runs, the last one ` : ""}${bar.job} ${bar.name} ${bar.outcome}${bar.end ? `, ${duration(bar.end - bar.start)}` : ""}`);
+        setText(shape.firstChild, `${bar.runs > 1 ? `${bar.runs} runs, the last one ` : ""}${bar.job} ${shown(bar.name)} ${bar.outcome}${bar.end ? `, ${duration(bar.end - bar.start)}` : ""}`);
       });
     });
   if (lanes.length === 0) place.append(h("p", { class: "empty" }, "nothing ran in the last hour"));
