@@ -13,12 +13,10 @@ _UNSEEN: Final = re.compile(
 
 
 def shown(text: str) -> str:
-    """The text with a mark for each character that is not seen: `␛`, `[U+202E]`. Colours are left out."""
+    """The text with a mark for each character that is not seen: `^[`, `[U+202E]`. Colours are left out."""
     return _UNSEEN.sub(_mark, _COLOURS.sub("", text))
 
 
 def _mark(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"[U+{code:04X}]"
+    return f"^{chr(code ^ 0x40)}" if code < 0x20 or code == 0x7F else f"[U+{code:04X}]"

@@ -8,7 +8,7 @@ import { key } from "./keys.js";
 import { LogSearch } from "./logsearch.js";
 import { LogSource } from "./logsource.js";
 import { LogView } from "./logview.js";
-import { shown } from "./text.js";
+import { nodes, shown } from "./text.js";
 
 const box = document.getElementById("logbox");
 const tools = document.getElementById("tools");
@@ -31,6 +31,7 @@ const view = new LogView(document.getElementById("logview"), {
 // The log.
 
 function openLog(attempt) {
+  box.hidden = false;
   source?.close();
   source = new LogSource(JOB, attempt, { onChange: changed, onEnd: ended, startedAt: () => (job?.started ? Date.parse(job.started) : NaN) });
   view.start(source);
@@ -60,6 +61,7 @@ async function ended() {
 
 function tell() {
   if (source === null) return;
+  button("follow").hidden = !source.growing;
   const parts = [];
   if (!source.isKnown && source.bytes > 0) parts.push(`reading it: ${Math.floor((source.indexed / source.bytes) * 100)} %`);
   else if (source.isKnown) parts.push(`${number(source.total)} ${source.total === 1 ? "line" : "lines"}`);
@@ -110,7 +112,6 @@ let touched = false; // somebody has looked at something: nothing moves by itsel
 
 function setFollow(on, quietly = false) {
   button("follow").setAttribute("aria-pressed", String(on));
-  button("follow").hidden = !source?.growing;
   view.atEnd = on && Boolean(source?.growing);
   if (!on && !quietly) touched = true;
   if (on) view.goToEnd();
@@ -257,6 +258,7 @@ async function refresh() {
   head(why);
   stepTable();
   whyTable(why);
+  steps();
   if (job.state === "finished") {
     artifacts();
     compare();
@@ -315,7 +317,7 @@ function whyTable(why) {
   const section = document.getElementById("why");
   section.hidden = why.state !== "waiting";
   if (section.hidden) return;
-  section.replaceChildren(h("h2", {}, "Why it waits"), h("p", {}, shown(why.sentence)),
+  section.replaceChildren(h("h2", {}, "Why it waits"),
     h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["environment", "host", "is", "what stands in the way"].map((name) => h("th", {}, name)))),
       h("tbody", {}, why.environments.map((row) => h("tr", {}, h("td", {}, h("bdi", {}, shown(row.environment))), h("td", {}, h("bdi", {}, shown(row.host))),
         h("td", {}, `${shown(row.arch)} ${shown(row.platform)}`), h("td", { class: "words" }, `${row.fits ? "fits" : "does not fit"}${row.reason ? ": " : ""}${shown(row.reason)}`)))))));
@@ -369,7 +371,7 @@ async function compare() {
   if (answer.with === null) return;
   const facts = [...(answer.source.changed ? [{ fact: "source pack", before: answer.source.before?.slice(0, 12), after: answer.source.after?.slice(0, 12) }] : []), ...answer.facts,
     ...answer.steps.filter((step) => step.before_s !== null && Math.abs(step.after_s - step.before_s) > Math.max(0.5, step.before_s / 4)).map((step) => ({ fact: `time of ${step.name}`, before: duration(step.before_s), after: duration(step.after_s) }))];
-  const lines = answer.log.new.map((line) => h("div", {}, line.line === null ? "" : h("a", { href: `?line=${line.line}#L${line.line}`, class: "num" }, number(line.line)), " ", h("span", { class: "mono" }, shown(line.text))));
+  const lines = answer.log.new.map((line) => h("div", {}, line.line === null ? "" : h("a", { href: `?line=${line.line}#L${line.line}`, class: "num" }, number(line.line)), " ", h("span", { class: "mono" }, nodes(line.text))));
   section.replaceChildren(...[h("h2", {}, "What changed ", h("small", {}, "since ", h("a", { href: `/jobs/${answer.with}` }, `${answer.with}, which passed`))),
     facts.length === 0 ? h("p", {}, "The same source, environment and times.") : h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["", "then", "now"].map((name) => h("th", {}, name)))),
       h("tbody", {}, facts.map((item) => h("tr", {}, h("td", {}, shown(item.fact)), h("td", { class: "words" }, shown(item.before ?? "–")), h("td", { class: "words" }, shown(item.after ?? "–"))))))),

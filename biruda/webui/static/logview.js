@@ -76,6 +76,7 @@ export class LogView {
     this.frame = 0;
     this.wrapped = false;
     this.scrolledTo = -1; // by us
+    this.goal = 0; // the line that was gone to, until somebody scrolls: it stays where it is when more above it becomes known
     this.cells = null;
     this.rows = new Rows([], this.folded, 0);
     this.box = root.querySelector(".rows");
@@ -131,6 +132,7 @@ export class LogView {
   scrolled() {
     if (Math.abs(this.root.scrollTop - this.scrolledTo) < 1) return; // our own
     this.scrolledTo = -1;
+    this.goal = 0;
     const room = this.root.scrollHeight - this.root.clientHeight;
     this.top = this.isLoose ? (room > 0 ? (this.root.scrollTop / room) * this.lastTop : 0) : this.root.scrollTop / ROW;
     if (this.top < this.lastTop - 1) this.leaveEnd();
@@ -155,6 +157,7 @@ export class LogView {
 
   moveTo(row) {
     this.top = Math.min(this.lastTop, Math.max(0, row));
+    this.goal = 0;
     if (this.top < this.lastTop - 1) this.leaveEnd();
     this.placeBar();
     this.draw();
@@ -189,6 +192,7 @@ export class LogView {
     }
     this.render(); // the height must be there before it is scrolled
     this.moveTo((this.rows.of(line) ?? 0) - CONTEXT);
+    this.goal = line;
     this.render();
   }
 
@@ -230,12 +234,18 @@ export class LogView {
   // Drawing.
 
   layOut() {
+    const count = this.rows.count;
     this.rows = new Rows(this.steps, this.folded, this.source.total);
+    const row = this.goal > 0 && count !== this.rows.count ? this.rows.of(this.goal) : undefined;
     const height = Math.min(this.rows.count * ROW, MAX_HEIGHT);
     if (this.height !== height) {
       this.height = height;
       this.space.style.height = `${height}px`;
       this.root.style.height = this.wrapped ? "" : `${Math.max(60, this.rows.count * ROW + 18)}px`; // never more than jobs.css lets it
+    }
+    if (row !== undefined) {
+      this.top = Math.min(this.lastTop, Math.max(0, row - CONTEXT));
+      this.placeBar();
     }
   }
 
@@ -345,7 +355,7 @@ export class LogView {
     }
     pen.fillStyle = style.getPropertyValue("--fill-failed");
     for (const line of this.errors) pen.fillRect(0, Math.floor(((line - 1) / total) * height), 6, 2);
-    pen.fillStyle = style.getPropertyValue("--quiet");
+    pen.fillStyle = style.color;
     pen.globalAlpha = 0.35;
     const rows = Math.max(1, this.rows.count);
     pen.fillRect(0, (this.top / rows) * height, 16, Math.max(3, Math.min(1, this.seen / rows) * height));

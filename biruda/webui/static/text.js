@@ -12,7 +12,7 @@ const WORDS = new Map([[0x202e, "right-to-left override"], [0x202d, "left-to-rig
 function mark(character) {
   const code = character.codePointAt(0);
   const name = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-  const shown = code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "\u2421" : `[${name}]`;
+  const shown = code < 0x20 || code === 0x7f ? `^${String.fromCharCode(code ^ 0x40)}` : `[${name}]`;
   return h("span", { class: "mark", title: `${name} ${WORDS.get(code) ?? "is not seen"}` }, shown);
 }
 
@@ -26,7 +26,7 @@ export function shown(text) {
 /** What an escape sequence that is no colour looks like: seen, and not obeyed. */
 function sequence(text) {
   const seen = text.replaceAll("\u001b", "ESC ").replace(/[\u0000-\u001f]/g, "").slice(0, 200);
-  return h("span", { class: "mark", title: seen }, "\u241b");
+  return h("span", { class: "mark", title: seen }, "^[");
 }
 
 const plain = () => ({ fg: null, bg: null, bold: false, dim: false, italic: false, line: false, inverse: false, struck: false });
