@@ -271,15 +271,20 @@ def _sentence(fitting: list[tuple[Host, EnvironmentReport]]) -> str:
     ):
         return "it is next"
     hosts = {host.report.host: host for host, _ in good}
+    free = sorted(name for name, host in hosts.items() if host.free_slots)
+    if free:  # there are free slots, and none for these environments
+        names = sorted({offer.name for host, offer in good if host.report.host in free})
+        slots = sum(offer.slots or 0 for host, offer in good if host.report.host in free)
+        return f"{_all(slots)} of {_few(names, 'environments')} on {_few(free)} {'is' if slots == 1 else 'are'} taken"
     slots = sum(host.report.slots for host in hosts.values())
     if not slots:
         return f"{_few(sorted(hosts))} has no slots"
-    return (
-        f"the only slot on {_few(sorted(hosts))} is taken"
-        if slots == 1
-        else f"all {slots} slots on {_few(sorted(hosts))} are taken"
-    )
+    return f"{_all(slots)} on {_few(sorted(hosts))} {'is' if slots == 1 else 'are'} taken"
 
 
-def _few(names: list[str]) -> str:
-    return " and ".join(names) if len(names) <= 2 else f"{len(names)} hosts"
+def _all(slots: int) -> str:
+    return "the only slot" if slots == 1 else f"all {slots:,} slots"
+
+
+def _few(names: list[str], what: str = "hosts") -> str:
+    return " and ".join(names) if len(names) <= 2 else f"{len(names)} {what}"

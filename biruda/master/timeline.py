@@ -7,6 +7,9 @@ from biruda.master.runs import Run
 
 MOST_HOSTS: Final = 12
 MOST_BARS: Final = 400
+MOST_LANES: Final = 48
+"""Of all hosts together; each has two at least. The slots beyond are not shown."""
+
 SHORT_S: Final = 10.0
 """Runs shorter than this, one after the other and with the same end, are one bar: each would be thinner than a line."""
 
@@ -19,10 +22,11 @@ def lanes(runs: Iterable[Run], hosts: list[str]) -> list[dict[str, Any]]:
     for run in sorted(runs, key=lambda run: run.started_s):
         if run.host in by_host:
             _add(by_host[run.host], run)
+    most = max(2, MOST_LANES // max(1, len(by_host)))
     made = [
         {"host": host, "lane": number, "bars": bars}
         for host, of_host in by_host.items()
-        for number, bars in enumerate(of_host, start=1)
+        for number, bars in enumerate(of_host[:most], start=1)
     ]
     return _newest(made)
 

@@ -7,14 +7,14 @@ from aiohttp import web
 from biruda.errors import NotFound
 from biruda.master import views
 from biruda.master.api_joining import hosts_view
-from biruda.master.asking import JOBS, MASTER
+from biruda.master.asking import JOBS, MASTER, number
 from biruda.master.joblist import Filter
 from biruda.master.matching import misfits
 from biruda.webui.routes import render
 
 routes = web.RouteTableDef()
 
-MOST_LISTED = 500
+MOST_LISTED = 200
 HISTORY = 25
 FILTERS = ("arch", "platform", "host", "kind")
 
@@ -29,8 +29,28 @@ async def environments(request: web.Request) -> web.StreamResponse:
         if not misfits(wanted, host.report.host, offer)
     ]
     fitting.sort(key=lambda view: (view["usable"] and view["connected"], view["name"], view["host"]))
-    shown = fitting[:MOST_LISTED]
-    return render(request, "environments.html", environments=shown, all=len(fitting), filters=FILTERS)
+    return _listed(request, fitting)
+
+
+def _listed(request: web.Request, found: list[dict[str, Any]]) -> web.Response:
+    shown, part = _part(request, found)
+    return render(request, "environments.html", environments=shown, part=part, filters=FILTERS)
+
+
+def _part(request: web.Request, found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Of what has the asked word in its name, so many from where the query says; and where the others are."""
+    word = request.query.get("name", "")
+    fitting = [view for view in found if word.lower() in view["name"].lower()]
+    first = min(number(request, "from", 0) or 0, len(fitting))
+    shown = fitting[first : first + MOST_LISTED]
+
+    def at(place: int) -> str:
+        return str(request.rel_url.update_query({"from": str(place)}))
+
+    before = at(max(0, first - MOST_LISTED)) if first else None
+    after = at(first + MOST_LISTED) if first + MOST_LISTED < len(fitting) else None
+    part = {"all": len(fitting), "first": first + 1, "last": first + len(shown), "before": before, "after": after}
+    return shown, {**part, "name": word}
 
 
 async def _history(request: web.Request, wanted: Filter) -> list[dict[str, Any]]:
@@ -49,8 +69,7 @@ async def environment(request: web.Request) -> web.StreamResponse:
     if not found:
         raise NotFound(f"there is no environment {name!r}" + (f" on {host}" if host else ""), hint="biruda env list")
     if len(found) > 1:
-        several = [views.environment_view(*each) for each in found]
-        return render(request, "environments.html", environments=several, all=len(several), filters=FILTERS)
+        return _listed(request, [views.environment_view(*each) for each in found])
     view = views.environment_view(*found[0])
     workers = [each for each in views.worker_views(request.app[MASTER].farm) if _is_in(each, view)]
     history = await _history(request, Filter(environment=name, host=view["host"]))
@@ -67,7 +86,8 @@ async def workers(request: web.Request) -> web.StreamResponse:
         views.worker_views(request.app[MASTER].farm),
         key=lambda view: (view["name"], view["arch"], view["platform"], view["host"]),
     )
-    return render(request, "workers.html", workers=found[:MOST_LISTED], all=len(found))
+    shown, part = _part(request, found)
+    return render(request, "workers.html", workers=shown, part=part)
 
 
 @routes.get("/workers/{name}")

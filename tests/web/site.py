@@ -78,7 +78,9 @@ class Site:
 
     def context(self, role: str, **options: Any) -> BrowserContext:
         """A browser with nothing but a login in it. role "": without one."""
-        context = self.browser.new_context(viewport={"width": options.pop("width", 1280), "height": 800}, **options)
+        context = self.browser.new_context(
+            viewport={"width": options.pop("width", 1280), "height": options.pop("height", 800)}, **options
+        )
         context.set_default_timeout(20_000)
         if role:
             context.add_cookies([{"name": COOKIE, "value": self.cookie(role), "url": self.url}])
