@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.system.farm import until
-from tests.web.pages import Site, browsing, logged_in, looking, site
+from tests.web.site import Site, site
 
+CONFIG = '[coordinator]\nslots = 3\nhost = "alder"\n[[environment]]\nname = "host"\n'
 BUILD = (
     "echo configuring; echo error: a harmless one",
     'for i in $(seq 1 2500); do echo "  CC file$i.o"; done',
@@ -19,26 +19,14 @@ BUILD = (
 
 
 @pytest.fixture(scope="module")
-def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("web") / "h", "master", "coordinator") as running:
+def where(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("web") / "h", browser, CONFIG, "master", "coordinator") as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as started:
-        yield started
-
-
 @pytest.fixture
-def context(browser: Browser, where: Site) -> Iterator[BrowserContext]:
-    with logged_in(browser, where, viewport={"width": 1280, "height": 800}) as made:
-        yield made
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
-    with looking(context) as made:
+def page(where: Site) -> Iterator[Page]:
+    with where.open("/nothing") as made:
         yield made
 
 
@@ -155,10 +143,8 @@ def test_times_and_wrapping_by_key(page: Page, where: Site, failed: int) -> None
     assert after["height"] > before["height"] * 3
 
 
-def test_without_scripts_all_is_there_to_read(browser: Browser, where: Site, failed: int) -> None:
-    with logged_in(browser, where, java_script_enabled=False) as context:
-        page = context.new_page()
-        page.goto(f"{where.url}/jobs/{failed}")
+def test_without_scripts_all_is_there_to_read(where: Site, failed: int) -> None:
+    with where.open(f"/jobs/{failed}", java_script_enabled=False) as page:
         expect(page.locator("#sentence")).to_contain_text("exit 2")
         expect(page.locator("#L2504")).to_contain_text("test 2: FAILED 1 of 2")
         page.get_by_text("earlier lines").click()
@@ -360,11 +346,17 @@ def test_a_hostile_job_has_no_effect(page: Page, where: Site, tmp_path: Path) ->
     expect(page.locator("#preview pre")).to_have_text("x[U+202E]y")
     page.locator("[data-preview='q<b>.txt']").click()
     expect(page.locator("#preview")).to_contain_text("neither text nor a small image")  # it has a NUL
-    page.locator("[data-preview='p.html']").click()
-    frame = page.frame_locator("#preview iframe")
-    expect(frame.locator("b")).to_have_text("hi")
-    assert "owned" not in page.title()
     page.goto(f"{where.url}/jobs")
     expect(page.locator(f"tr[data-key='{job}'] .name")).to_contain_text("<script>alert(1)</script>[U+202E]")
     assert page.evaluate("() => document.querySelectorAll('main script, main img').length") == 0
-    until("the browser has loaded the list", lambda: page.locator("html[data-ready=jobs]").count() == 1)
+    page.wait_for_selector("html[data-ready=jobs]", state="attached")
+    context = where.context("viewer")
+    other = context.new_page()
+    said: list[str] = []
+    other.on("console", lambda message: said.append(message.text))
+    other.goto(f"{where.url}/jobs/{job}")
+    other.locator("[data-preview='p.html']").click()
+    expect(other.frame_locator("#preview iframe").locator("b")).to_have_text("hi")
+    assert "owned" not in other.title()
+    assert any(text.startswith("Blocked script execution") for text in said)
+    context.close()

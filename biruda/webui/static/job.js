@@ -1,6 +1,6 @@
 // One job: its head, steps, log and artifacts, live.
 
-import { get, post } from "./api.js";
+import { get, post, Problem } from "./api.js";
 import { h, setText } from "./dom.js";
 import { follow } from "./events.js";
 import { duration, number, size, stateOf, STATES } from "./format.js";
@@ -28,6 +28,11 @@ const view = new LogView(document.getElementById("logview"), {
   onLeaveEnd: (on) => setFollow(on),
 });
 
+/** What the master says or does not say is told where it matters; a fault of this page is for who looks at the console. */
+function complain(error) {
+  if (!(error instanceof Problem) && error.name !== "AbortError") reportError(error);
+}
+
 // The log.
 
 function openLog(attempt) {
@@ -41,7 +46,7 @@ function openLog(attempt) {
   source.open().then(() => {
     if (source.growing) source.follow();
     steps();
-  }).catch(() => {});
+  }).catch(complain);
 }
 
 function changed() {
@@ -168,7 +173,8 @@ document.getElementById("steps").addEventListener("click", (event) => {
 
 let typing = 0;
 
-function startSearch() {
+/** Search for what stands there. mayJump: show the first line found. */
+function startSearch(mayJump = true) {
   clearTimeout(typing);
   const text = find.elements.q.value, isRegex = find.elements.regex.checked;
   if (search !== null && search.text === text && search.isRegex === isRegex) return;
@@ -186,7 +192,7 @@ function startSearch() {
     view.setFound(new Set(), null, null);
     return;
   }
-  let jumped = chosenByAddress() !== null && !touched;
+  let jumped = !mayJump;
   search = new LogSearch(source, text, isRegex, () => {
     view.setFound(search.set, search.map, search.ranges());
     if (!jumped && search.hits.length > 0) {
@@ -214,7 +220,7 @@ find.addEventListener("submit", (event) => {
 });
 find.addEventListener("input", () => {
   clearTimeout(typing);
-  typing = setTimeout(startSearch, 300);
+  typing = setTimeout(() => startSearch(), 300);
 });
 
 // Buttons and keys.
@@ -429,7 +435,7 @@ elsewhere?.addEventListener("submit", async (event) => {
 // Live.
 
 let timer = 0;
-const soon = (ms) => { timer ||= setTimeout(() => { timer = 0; refresh().then(() => source?.open().then(steps)).catch(() => {}); }, ms); };
+const soon = (ms) => { timer ||= setTimeout(() => { timer = 0; refresh().then(() => source?.open().then(steps)).catch(complain); }, ms); };
 
 follow((event) => {
   if (event.job === JOB) soon(event.kind === "job.started" ? 0 : 100);
@@ -439,8 +445,18 @@ follow((event) => {
 if (box.dataset.attempt && document.querySelector(".ln") !== null) openLog(Number(box.dataset.attempt));
 else if (box.dataset.attempt && box.dataset.state === "running") openLog(Number(box.dataset.attempt));
 if (source !== null) openAt();
-refresh().then(async () => {
-  if (source !== null) await errors();
-  if (asked.get("q")) startSearch();
+async function begin() {
+  for (;;) {
+    try {
+      await refresh();
+      if (source !== null) await errors();
+      break;
+    } catch (error) {
+      complain(error);
+      await new Promise((resolve) => { setTimeout(resolve, 1000); });
+    }
+  }
+  if (asked.get("q")) startSearch(chosenByAddress() === null);
   document.documentElement.dataset.ready = "job";
-}).catch(() => {});
+}
+begin();
