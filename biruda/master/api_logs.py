@@ -157,6 +157,6 @@ async def _found(logs: Logs, opened: OpenLog, query: Query) -> AsyncGenerator[di
     index = await opened.indexed(lambda _: False)
     size = opened.size
     yield {"bytes": size, "lines": index.lines if index.bytes >= size else None}
-    async with logs.searches, aclosing(search(opened.reader.fd, size, index.lines, query)) as found:
+    async with logs.searches, aclosing(search(opened.reader.fd, size, index.lines, query, opened.index_path)) as found:
         async for said in found:
             yield said
