@@ -4,7 +4,6 @@ Prints a table for docs/web.md. Budgets: first lines 300 ms, any jump 200 ms, th
 process prints is on the screen within 200 ms (p95).
 """
 
-import json
 import random
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tests.system.farm import until
 from tests.web.conftest import CHROMIUM
 from tests.web.site import Site, chromium_flags, site
+from tests.web.test_log import memory_kib
 
 CONFIG = '[coordinator]\nhost = "alder"\nslots = 2\n[[environment]]\nname = "host"\n'
 LINE = "  CC      drivers/net/ethernet/vendor/module_with_a_long_name.o  # 0123456789abcdef"
@@ -178,13 +178,6 @@ def middle(values: list[float]) -> float:
 
 def p95(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.95)]
-
-
-def memory_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise AssertionError(json.dumps(pid))
 
 
 if __name__ == "__main__":

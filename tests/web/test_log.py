@@ -43,6 +43,21 @@ def open_job(page: Page, where: Site, job: int, more: str = "") -> None:
     page.wait_for_selector("html[data-ready=job]", state="attached")
 
 
+def go_to(page: Page, line: int) -> None:
+    """As the browser does when somebody goes back to an address with this line."""
+    page.evaluate(
+        "(line) => { history.replaceState(null, '', `#L${line}`); dispatchEvent(new Event('popstate')); }", line
+    )
+
+
+def memory_kib(pid: int) -> int:
+    """What a process has of memory, its share of what it shares."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
 def shown_lines(page: Page) -> dict[int, str]:
     """The lines in the page, by number, without those that have not come yet."""
     found: dict[str, str] = page.evaluate(
@@ -154,6 +169,20 @@ def test_without_scripts_all_is_there_to_read(where: Site, failed: int) -> None:
         expect(page.locator("h1")).to_contain_text("curl")
 
 
+def test_an_earlier_attempt_is_shown_as_it_was(page: Page, where: Site, tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/once && echo error: only once && exit 1; echo fine"
+    job = where.farm.submit(script, name="again", env="host")
+    where.farm.finished(job)
+    where.farm.post(f"/api/v1/jobs/{job}/retry", {})
+    where.farm.finished(job)
+    open_job(page, where, job)
+    expect(page.locator("#state")).to_contain_text("passed")
+    page.locator("a[href='?attempt=1']").click()
+    expect(page.locator("#state")).to_contain_text("failed")
+    expect(page.locator("#L1 .tx")).to_have_text("error: only once")
+    expect(page.get_by_role("button", name="errors 1")).to_be_visible()
+
+
 # What goes on.
 
 
@@ -220,9 +249,7 @@ def test_a_master_that_is_killed_and_started_again_misses_and_doubles_nothing(
         expect(page.locator(f"#L{len(expected)} .tx")).to_have_text(expected[-1])
     seen: dict[int, str] = {}
     for number in range(1, len(expected) + 1, 15):
-        page.evaluate(
-            f"() => {{ history.replaceState(null, '', '#L{number}'); dispatchEvent(new PopStateEvent('popstate')); }}"
-        )
+        go_to(page, number)
         expect(page.locator(f"#L{number}")).to_be_in_viewport()
         seen |= shown_lines(page)
     assert seen == dict(enumerate(expected, 1))
@@ -313,6 +340,25 @@ def test_a_log_of_64_megabytes_is_read_anywhere(page: Page, where: Site) -> None
     page.locator("#find [name=q]").fill("the needle")
     expect(page.locator("#found")).to_have_text("1 of 1 line")
     expect(page.locator(".ln.now .tx")).to_have_text("the needle")
+
+
+@pytest.mark.slow
+def test_a_log_of_a_gibibyte_costs_the_master_next_to_nothing(page: Page, where: Site) -> None:
+    text = "  CC      drivers/net/ethernet/vendor/module_with_a_long_name.o  # 0123456789abcdef"
+    pid = where.farm.daemons["master"].process.pid
+    job = where.farm.submit(f"yes '{text}' | head -c 1G; echo; echo error: the needle; exit 1", name="huge", env="host")
+    where.farm.finished(job, 100)
+    before = memory_kib(pid)
+    open_job(page, where, job)
+    lines = where.farm.get(f"/api/v1/jobs/{job}/log/index")["lines"]
+    expect(page.locator(f"#L{lines} .tx")).to_have_text("error: the needle")
+    for part in (0.1, 0.7, 0.3):
+        number = int(lines * part)
+        go_to(page, number)
+        expect(page.locator(f"#L{number} .tx")).to_have_text(text)
+    page.locator("#find [name=q]").fill("the needle")
+    expect(page.locator("#found")).to_have_text("1 of 1 line", timeout=60_000)
+    assert memory_kib(pid) - before <= 16 * 1024
 
 
 HOSTILE = "<script>alert(1)</script>\N{RIGHT-TO-LEFT OVERRIDE}\x1b[31m<img src=x onerror=alert(2)>"

@@ -4,6 +4,7 @@ import { get, post, Problem } from "./api.js";
 import { h, setText } from "./dom.js";
 import { follow } from "./events.js";
 import { duration, number, size, stateOf, STATES } from "./format.js";
+import { charts } from "./jobcharts.js";
 import { key } from "./keys.js";
 import { LogSearch } from "./logsearch.js";
 import { LogSource } from "./logsource.js";
@@ -17,10 +18,12 @@ const found = document.getElementById("found");
 const words = document.getElementById("logwords");
 const JOB = Number(box.dataset.job);
 const asked = new URLSearchParams(location.search);
+const OLD = asked.has("attempt"); // an earlier attempt: the page stays as it was made
 
 let job = null; // as the API gives it
 let source = null;
 let search = null;
+let charted = false;
 
 const button = (name) => document.querySelector(`[data-log="${name}"]`);
 const view = new LogView(document.getElementById("logview"), {
@@ -78,7 +81,7 @@ function tell() {
 
 /** Where each step begins, for folding and in the table. */
 function steps() {
-  if (job === null || source?.steps === undefined) return;
+  if (job === null || OLD || source?.steps === undefined) return;
   view.steps = source.steps.filter((step) => step.line !== null).map((step, index) => ({ ...step, ...endOf(job.steps[index]), wall_s: job.steps[index]?.wall_s }));
   source.steps.forEach((step, index) => {
     const cell = document.querySelector(`#steps [data-step="${index}"]`)?.children[1];
@@ -95,7 +98,7 @@ function endOf(step) {
 }
 
 async function errors() {
-  if (!["failed", "timeout"].includes(job?.outcome)) return;
+  if (!OLD && !["failed", "timeout"].includes(job?.outcome)) return;
   const answer = await get(`/jobs/${JOB}/log/errors?attempt=${source.attempt}`);
   view.errors = new Set(answer.errors);
   const list = button("errors");
@@ -258,13 +261,21 @@ key("k", "line before", () => step(-1));
 
 async function refresh() {
   job = await get(`/jobs/${JOB}`);
+  if (OLD) return undefined;
   const shownAttempt = Number(box.dataset.attempt || 0);
-  if (shownAttempt && job.attempt && job.attempt > shownAttempt && !asked.has("attempt")) return location.reload(); // it runs again
+  if (shownAttempt && job.attempt && job.attempt > shownAttempt) return location.reload(); // it runs again
   const why = await get(`/jobs/${JOB}/why`);
   head(why);
   stepTable();
   whyTable(why);
   steps();
+  if (job.state === "running" && !charted) {
+    charted = true;
+    charts(document.getElementById("charts"), JOB, () => {
+      charted = job.state === "running";
+      return charted;
+    });
+  }
   if (job.state === "finished") {
     artifacts();
     compare();
