@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from biruda.errors import NotFound
 from biruda.master import requests as rq
 from biruda.master.asking import LOGS, MASTER, job_number, number
 from biruda.master.ending import blamed_step
@@ -16,6 +17,7 @@ from biruda.master.joblog.search import search
 from biruda.master.joblog.searching import Query, compiled
 from biruda.master.joblog.service import Logs, OpenLog
 from biruda.master.responses import json_response
+from biruda.master.views import View
 
 routes = web.RouteTableDef()
 
@@ -72,13 +74,24 @@ def line_view(line: Line, elapsed_ms: int | None) -> dict[str, Any]:
     return view
 
 
+def attempt_view(request: web.Request) -> View:
+    """The job as it is, or as it was after the attempt that the query names. Raises UserError when there is none."""
+    master, attempt = request.app[MASTER], number(request, "attempt", low=1)
+    view = master.view(job_number(request))
+    if attempt in (None, view["attempt"]):
+        return view
+    record = master.store.attempt(view["job"], attempt)
+    if record is None:
+        raise NotFound(f"job {view['job']} has no attempt {attempt}", hint=f"biruda show {view['job']} lists them")
+    return record
+
+
 @routes.get(r"/api/v1/jobs/{job:\d+}/log/index")
 async def index(request: web.Request) -> web.StreamResponse:
     """How many lines there are, and in which line each step begins."""
-    job = job_number(request)
-    steps = request.app[MASTER].view(job)["steps"]
-    async with request.app[LOGS].open(job, number(request, "attempt", low=1)) as opened:
-        return json_response(await index_view(opened, steps))
+    view = attempt_view(request)
+    async with request.app[LOGS].open(view["job"], number(request, "attempt", low=1)) as opened:
+        return json_response(await index_view(opened, view["steps"]))
 
 
 async def index_view(opened: OpenLog, steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,9 +110,8 @@ async def index_view(opened: OpenLog, steps: list[dict[str, Any]]) -> dict[str, 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log/errors")
 async def errors(request: web.Request) -> web.StreamResponse:
     """Where the log of a failed job tells what went wrong: the lines of the failed step that look like errors."""
-    job = job_number(request)
-    view = request.app[MASTER].view(job)
-    async with request.app[LOGS].open(job, number(request, "attempt", low=1)) as opened:
+    view = attempt_view(request)
+    async with request.app[LOGS].open(view["job"], number(request, "attempt", low=1)) as opened:
         return json_response(await errors_view(opened, view))
 
 
@@ -157,6 +169,6 @@ async def _found(logs: Logs, opened: OpenLog, query: Query) -> AsyncGenerator[di
     index = await opened.indexed(lambda _: False)
     size = opened.size
     yield {"bytes": size, "lines": index.lines if index.bytes >= size else None}
-    async with logs.searches, aclosing(search(opened.reader.fd, size, index.lines, query)) as found:
+    async with logs.searches, aclosing(search(opened.reader.fd, size, index.lines, query, opened.index_path)) as found:
         async for said in found:
             yield said

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from biruda.errors import UserError
 from biruda.master import views
-from biruda.master.api_logs import errors_view, index_view, lines_view
+from biruda.master.api_logs import attempt_view, errors_view, index_view, lines_view
 from biruda.master.asking import LOGS, MASTER, job_number, number
 from biruda.master.ending import blamed_step, ending, how
 from biruda.webui.routes import render
@@ -23,7 +23,7 @@ CONTEXT_LINES: Final = 8
 async def job(request: web.Request) -> web.StreamResponse:
     """All of a job; the log opens at `line`, else at the first error of the step that failed."""
     master, number_ = request.app[MASTER], job_number(request)
-    view = master.view(number_)
+    view = attempt_view(request)
     live = master.farm.jobs.get(number_)
     spec = live.spec if live is not None else (master.store.job_spec(number_) or (None,))[0]
     return render(

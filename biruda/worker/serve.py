@@ -254,7 +254,7 @@ class Worker:
                 self._alone_since_s = max(self._alone_since_s, self._wire.heard_at_s)
         conversation = self._orders.conversation
         if conversation is not None and conversation.link.is_blocked:
-            conversation.link.flush()  # before more is sent: what could go now and did not would wait for the next event
+            conversation.link.flush()  # before more is sent: else that would wait until something else happens
         if conversation is not None and conversation.link.fileno() in ready:
             self._listen(conversation)
         attempt = self._orders.attempt

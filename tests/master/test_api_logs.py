@@ -154,3 +154,19 @@ async def test_times_of_lines_come_from_the_frames(tmp_path: Path) -> None:
             ("three", 61_000),
         ]
     assert (tmp_path / "spool" / ".index" / f"{job}.1.times").exists()
+
+
+async def test_an_earlier_attempts_log_has_its_own_steps_and_errors(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        job = await client.ended(**failing(b"one\nerror: first\n", ("check", 1, 0)))
+        await client.ask("POST", f"/api/v1/jobs/{job}/retry")
+        await client.host.assigned(job, 2)
+        client.host.start(job, 2)
+        client.host.print(job, b"a\nb\nc\nerror: second\n", 2)
+        client.host.end(job, Outcome.FAILED, 2, steps=(step_result("check", 2),), exit_status=2)
+        await client.host.recorded(job, 2)
+        lines = [(await client.get(f"/api/v1/jobs/{job}/log/errors{which}"))["line"] for which in ("", "?attempt=1")]
+        assert lines == [4, 2]
+        index = await client.get(f"/api/v1/jobs/{job}/log/index?attempt=1")
+        assert (index["lines"], index["attempt"]) == (2, 1)
+        assert (await client.ask("GET", f"/api/v1/jobs/{job}/log/index?attempt=3")).status == 404

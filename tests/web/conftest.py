@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.system.farm import until
 from tests.web.site import HOSTILE, Site, chromium_flags, site
 
 CHROMIUM = Path("/usr/bin/chromium")
+
+expect.set_options(timeout=20_000)  # what is expected comes at once, but the machine may be busy
 
 CONFIG = """
 git_files = true

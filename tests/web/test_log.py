@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.system.farm import until
-from tests.web.pages import Site, browsing, logged_in, looking, site
+from tests.web.site import Site, site
 
+CONFIG = '[coordinator]\nslots = 3\nhost = "alder"\n[[environment]]\nname = "host"\n'
 BUILD = (
     "echo configuring; echo error: a harmless one",
     'for i in $(seq 1 2500); do echo "  CC file$i.o"; done',
@@ -19,26 +19,14 @@ BUILD = (
 
 
 @pytest.fixture(scope="module")
-def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("web") / "h", "master", "coordinator") as running:
+def where(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("web") / "h", browser, CONFIG, "master", "coordinator") as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as started:
-        yield started
-
-
 @pytest.fixture
-def context(browser: Browser, where: Site) -> Iterator[BrowserContext]:
-    with logged_in(browser, where, viewport={"width": 1280, "height": 800}) as made:
-        yield made
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
-    with looking(context) as made:
+def page(where: Site) -> Iterator[Page]:
+    with where.open("/nothing") as made:
         yield made
 
 
@@ -53,6 +41,21 @@ def failed(where: Site) -> int:
 def open_job(page: Page, where: Site, job: int, more: str = "") -> None:
     page.goto(f"{where.url}/jobs/{job}{more}")
     page.wait_for_selector("html[data-ready=job]", state="attached")
+
+
+def go_to(page: Page, line: int) -> None:
+    """As the browser does when somebody goes back to an address with this line."""
+    page.evaluate(
+        "(line) => { history.replaceState(null, '', `#L${line}`); dispatchEvent(new Event('popstate')); }", line
+    )
+
+
+def memory_kib(pid: int) -> int:
+    """What a process has of memory, its share of what it shares."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 def shown_lines(page: Page) -> dict[int, str]:
@@ -155,10 +158,8 @@ def test_times_and_wrapping_by_key(page: Page, where: Site, failed: int) -> None
     assert after["height"] > before["height"] * 3
 
 
-def test_without_scripts_all_is_there_to_read(browser: Browser, where: Site, failed: int) -> None:
-    with logged_in(browser, where, java_script_enabled=False) as context:
-        page = context.new_page()
-        page.goto(f"{where.url}/jobs/{failed}")
+def test_without_scripts_all_is_there_to_read(where: Site, failed: int) -> None:
+    with where.open(f"/jobs/{failed}", java_script_enabled=False) as page:
         expect(page.locator("#sentence")).to_contain_text("exit 2")
         expect(page.locator("#L2504")).to_contain_text("test 2: FAILED 1 of 2")
         page.get_by_text("earlier lines").click()
@@ -166,6 +167,20 @@ def test_without_scripts_all_is_there_to_read(browser: Browser, where: Site, fai
         page.goto(f"{where.url}/jobs?name=curl")
         page.locator(f"tr[data-key='{failed}'] a").click()
         expect(page.locator("h1")).to_contain_text("curl")
+
+
+def test_an_earlier_attempt_is_shown_as_it_was(page: Page, where: Site, tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/once && echo error: only once && exit 1; echo fine"
+    job = where.farm.submit(script, name="again", env="host")
+    where.farm.finished(job)
+    where.farm.post(f"/api/v1/jobs/{job}/retry", {})
+    where.farm.finished(job)
+    open_job(page, where, job)
+    expect(page.locator("#state")).to_contain_text("passed")
+    page.locator("a[href='?attempt=1']").click()
+    expect(page.locator("#state")).to_contain_text("failed")
+    expect(page.locator("#L1 .tx")).to_have_text("error: only once")
+    expect(page.get_by_role("button", name="errors 1")).to_be_visible()
 
 
 # What goes on.
@@ -234,9 +249,7 @@ def test_a_master_that_is_killed_and_started_again_misses_and_doubles_nothing(
         expect(page.locator(f"#L{len(expected)} .tx")).to_have_text(expected[-1])
     seen: dict[int, str] = {}
     for number in range(1, len(expected) + 1, 15):
-        page.evaluate(
-            f"() => {{ history.replaceState(null, '', '#L{number}'); dispatchEvent(new PopStateEvent('popstate')); }}"
-        )
+        go_to(page, number)
         expect(page.locator(f"#L{number}")).to_be_in_viewport()
         seen |= shown_lines(page)
     assert seen == dict(enumerate(expected, 1))
@@ -329,6 +342,25 @@ def test_a_log_of_64_megabytes_is_read_anywhere(page: Page, where: Site) -> None
     expect(page.locator(".ln.now .tx")).to_have_text("the needle")
 
 
+@pytest.mark.slow
+def test_a_log_of_a_gibibyte_costs_the_master_next_to_nothing(page: Page, where: Site) -> None:
+    text = "  CC      drivers/net/ethernet/vendor/module_with_a_long_name.o  # 0123456789abcdef"
+    pid = where.farm.daemons["master"].process.pid
+    job = where.farm.submit(f"yes '{text}' | head -c 1G; echo; echo error: the needle; exit 1", name="huge", env="host")
+    where.farm.finished(job, 100)
+    before = memory_kib(pid)
+    open_job(page, where, job)
+    lines = where.farm.get(f"/api/v1/jobs/{job}/log/index")["lines"]
+    expect(page.locator(f"#L{lines} .tx")).to_have_text("error: the needle")
+    for part in (0.1, 0.7, 0.3):
+        number = int(lines * part)
+        go_to(page, number)
+        expect(page.locator(f"#L{number} .tx")).to_have_text(text)
+    page.locator("#find [name=q]").fill("the needle")
+    expect(page.locator("#found")).to_have_text("1 of 1 line", timeout=60_000)
+    assert memory_kib(pid) - before <= 16 * 1024
+
+
 HOSTILE = "<script>alert(1)</script>\N{RIGHT-TO-LEFT OVERRIDE}\x1b[31m<img src=x onerror=alert(2)>"
 
 
@@ -360,11 +392,17 @@ def test_a_hostile_job_has_no_effect(page: Page, where: Site, tmp_path: Path) ->
     expect(page.locator("#preview pre")).to_have_text("x[U+202E]y")
     page.locator("[data-preview='q<b>.txt']").click()
     expect(page.locator("#preview")).to_contain_text("neither text nor a small image")  # it has a NUL
-    page.locator("[data-preview='p.html']").click()
-    frame = page.frame_locator("#preview iframe")
-    expect(frame.locator("b")).to_have_text("hi")
-    assert "owned" not in page.title()
     page.goto(f"{where.url}/jobs")
     expect(page.locator(f"tr[data-key='{job}'] .name")).to_contain_text("<script>alert(1)</script>[U+202E]")
     assert page.evaluate("() => document.querySelectorAll('main script, main img').length") == 0
-    until("the browser has loaded the list", lambda: page.locator("html[data-ready=jobs]").count() == 1)
+    page.wait_for_selector("html[data-ready=jobs]", state="attached")
+    context = where.context("viewer")
+    other = context.new_page()
+    said: list[str] = []
+    other.on("console", lambda message: said.append(message.text))
+    other.goto(f"{where.url}/jobs/{job}")
+    other.locator("[data-preview='p.html']").click()
+    expect(other.frame_locator("#preview iframe").locator("b")).to_have_text("hi")
+    assert "owned" not in other.title()
+    assert any(text.startswith("Blocked script execution") for text in said)
+    context.close()

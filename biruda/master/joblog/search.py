@@ -7,20 +7,28 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import biruda
 from biruda import process
-from biruda.master.joblog.searching import LIMIT_S, Query, compiled
+from biruda.master.joblog.searching import Query, compiled
+
+LIMIT_S = 60
 
 
-async def search(fd: int, size_bytes: int, lines: int, query: Query) -> AsyncGenerator[dict[str, Any], None]:
+async def search(
+    fd: int, size_bytes: int, lines: int, query: Query, index: Path
+) -> AsyncGenerator[dict[str, Any], None]:
     """What a child finds in the first size_bytes of a log with so many lines; cancelled, it is killed.
+
+    index: where the log's index is kept, if it is.
 
     The last object is {"found", "map", "complete"}; complete is false, with a reason, when time or memory were over.
     """
     compiled(query)
-    wanted = json.dumps({"text": query.text, "regex": query.regex, "bytes": size_bytes, "lines": lines})
+    asked = {"text": query.text, "regex": query.regex, "bytes": size_bytes, "lines": lines, "index": os.fspath(index)}
+    wanted = json.dumps(asked)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     try:
         child = process.start(_argv(wanted), env=_environment(), cwd="/", stdin=fd, stdout=write_fd, stderr=write_fd)

@@ -10,16 +10,20 @@ import re
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from biruda.errors import UserError
+from biruda.master.joblog.index import LineIndex, load
 
 MAX_QUERY = 1000
 MAX_HITS = 10_000
 """Lines that are named; all others are counted and drawn on the map."""
 
 MAP_CELLS = 240
-LIMIT_S = 15
+CPU_S = 15
+"""What a search may take of one processor; on a busy machine that is a longer time."""
+
 MEMORY_BYTES = 512 << 20
 PIECE_BYTES = 1 << 20
 MAX_MATCHED_BYTES = 64 * 1024
@@ -57,7 +61,7 @@ def main(arguments: list[str]) -> int:
     """Search standard input as the argument says."""
     wanted = json.loads(arguments[0])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S + 1, LIMIT_S + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
     query = Query(text=wanted["text"], regex=wanted["regex"])
     cells = [0] * MAP_CELLS
     found = 0
@@ -67,7 +71,9 @@ def main(arguments: list[str]) -> int:
     def say(value: dict[str, Any]) -> None:
         os.write(1, json.dumps(value, separators=(",", ":")).encode() + b"\n")
 
-    for position, line in _matching_lines(0, wanted["bytes"], compiled(query), _literal(query)):
+    for position, line in _matching_lines(
+        0, wanted["bytes"], compiled(query), _literal(query), load(Path(wanted["index"]), 0)
+    ):
         if line < 0:
             if hits:
                 say({"hits": hits})
@@ -96,9 +102,16 @@ def _literal(query: Query) -> tuple[bytes, bool] | None:
 
 
 def _matching_lines(
-    fd: int, size: int, pattern: "re.Pattern[bytes]", literal: tuple[bytes, bool] | None
+    fd: int,
+    size: int,
+    pattern: "re.Pattern[bytes]",
+    literal: tuple[bytes, bool] | None,
+    index: LineIndex | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """(offset, line) of each line that matches, counted from 0; (offset, -1) after each piece."""
+    """(offset, line) of each line that matches, counted from 0; (offset, -1) after each piece.
+
+    With an index the lines of pieces that have nothing need not be counted, which would take longer than to search.
+    """
     find = _finder(pattern, literal)
     position, line = 0, 0
     held = b""
@@ -116,15 +129,20 @@ def _matching_lines(
                 held = data
                 continue
             cut = len(data) - MAX_MATCHED_BYTES  # a line without an end: what may be cut in two is looked at twice
-        at, counted = 0, 0
+        at = counted = 0
+        begin = position - len(data)
         while (start := find(data, at, cut)) >= 0:
-            line += data.count(b"\n", counted, start)
+            if index is not None and counted == 0:
+                line = index.line_at(fd, begin + start)
+            else:
+                line += data.count(b"\n", counted, start)
             counted = start
-            yield position - len(data) + start, line
+            yield begin + start, line
             at = data.find(b"\n", start, cut) + 1
             if at == 0:
                 break
-        line += data.count(b"\n", counted, cut)
+        if index is None:
+            line += data.count(b"\n", counted, cut)
         held = data[cut:]
         yield position, -1
 

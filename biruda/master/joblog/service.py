@@ -34,7 +34,7 @@ MAX_INDEXES = 64
 PATIENCE_S = 0.15
 """How long an answer waits for an index that is being built; then it tells how far it is."""
 
-ERROR_ENDS_BYTES = 8 << 20
+ERROR_ENDS_BYTES = 2 << 20
 """Of a longer step so many bytes at its beginning and at its end are looked at for errors."""
 
 MAX_ERRORS = 200
@@ -61,6 +61,7 @@ class Logs:
         self._indexes: OrderedDict[tuple[int, int], Indexing] = OrderedDict()
         self._tasks: asyncio.TaskGroup | None = None
         self.searches = asyncio.Semaphore(2)
+        self._errors: OrderedDict[tuple[int, int, int, int], tuple[list[int], bool]] = OrderedDict()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -118,6 +119,23 @@ class Logs:
                 old.task.cancel()
         return item
 
+    async def error_offsets(self, job: int, reader: LogReader, start: int, end: int) -> tuple[list[int], bool]:
+        """As OpenLog's. What was found in a log that does not change any more is kept for the next who asks."""
+        key = (job, reader.attempt, start, end)
+        if key in self._errors:
+            self._errors.move_to_end(key)
+            return self._errors[key]
+        complete = end - start <= 2 * ERROR_ENDS_BYTES
+        ends = [(start, end)] if complete else [(start, start + ERROR_ENDS_BYTES), (end - ERROR_ENDS_BYTES, end)]
+        found: list[int] = []
+        for first, last in ends:
+            found = found or await asyncio.to_thread(error_offsets, reader.fd, first, last, MAX_ERRORS)
+        if not reader.is_growing:
+            self._errors[key] = found, complete
+            while len(self._errors) > MAX_INDEXES:
+                self._errors.popitem(last=False)
+        return found, complete
+
     def build(self, item: Indexing, opened: "OpenLog") -> None:
         """Go on building an index in the background, unless that is being done."""
         if item.task is None and self._tasks is not None:
@@ -171,6 +189,11 @@ class OpenLog:
         return self.reader.size
 
     @property
+    def index_path(self) -> Path:
+        """Where its index is kept, if it is."""
+        return self._spool.index(self.job, self.attempt)
+
+    @property
     def is_growing(self) -> bool:
         return self.reader.is_growing
 
@@ -205,9 +228,4 @@ class OpenLog:
 
     async def error_offsets(self, start: int, end: int) -> tuple[list[int], bool]:
         """Offsets of lines from start to end that look like errors, and whether all between was looked at."""
-        if end - start <= 2 * ERROR_ENDS_BYTES:
-            return await asyncio.to_thread(error_offsets, self.reader.fd, start, end, MAX_ERRORS), True
-        found = await asyncio.to_thread(error_offsets, self.reader.fd, start, start + ERROR_ENDS_BYTES, MAX_ERRORS)
-        if not found:
-            found = await asyncio.to_thread(error_offsets, self.reader.fd, end - ERROR_ENDS_BYTES, end, MAX_ERRORS)
-        return found, False
+        return await self._logs.error_offsets(self.job, self.reader, start, end)

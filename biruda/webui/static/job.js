@@ -1,9 +1,10 @@
 // One job: its head, steps, log and artifacts, live.
 
-import { get, post } from "./api.js";
+import { get, post, Problem } from "./api.js";
 import { h, setText } from "./dom.js";
 import { follow } from "./events.js";
 import { duration, number, size, stateOf, STATES } from "./format.js";
+import { charts } from "./jobcharts.js";
 import { key } from "./keys.js";
 import { LogSearch } from "./logsearch.js";
 import { LogSource } from "./logsource.js";
@@ -17,16 +18,23 @@ const found = document.getElementById("found");
 const words = document.getElementById("logwords");
 const JOB = Number(box.dataset.job);
 const asked = new URLSearchParams(location.search);
+const OLD = asked.has("attempt"); // an earlier attempt: the page stays as it was made
 
 let job = null; // as the API gives it
 let source = null;
 let search = null;
+let charted = false;
 
 const button = (name) => document.querySelector(`[data-log="${name}"]`);
 const view = new LogView(document.getElementById("logview"), {
   onSelect: ([first, last]) => remember(first, last),
   onLeaveEnd: (on) => setFollow(on),
 });
+
+/** What the master says or does not say is told where it matters; a fault of this page is for who looks at the console. */
+function complain(error) {
+  if (!(error instanceof Problem) && error.name !== "AbortError") reportError(error);
+}
 
 // The log.
 
@@ -41,7 +49,7 @@ function openLog(attempt) {
   source.open().then(() => {
     if (source.growing) source.follow();
     steps();
-  }).catch(() => {});
+  }).catch(complain);
 }
 
 function changed() {
@@ -73,7 +81,7 @@ function tell() {
 
 /** Where each step begins, for folding and in the table. */
 function steps() {
-  if (job === null || source?.steps === undefined) return;
+  if (job === null || OLD || source?.steps === undefined) return;
   view.steps = source.steps.filter((step) => step.line !== null).map((step, index) => ({ ...step, ...endOf(job.steps[index]), wall_s: job.steps[index]?.wall_s }));
   source.steps.forEach((step, index) => {
     const cell = document.querySelector(`#steps [data-step="${index}"]`)?.children[1];
@@ -90,7 +98,7 @@ function endOf(step) {
 }
 
 async function errors() {
-  if (!["failed", "timeout"].includes(job?.outcome)) return;
+  if (!OLD && !["failed", "timeout"].includes(job?.outcome)) return;
   const answer = await get(`/jobs/${JOB}/log/errors?attempt=${source.attempt}`);
   view.errors = new Set(answer.errors);
   const list = button("errors");
@@ -168,7 +176,8 @@ document.getElementById("steps").addEventListener("click", (event) => {
 
 let typing = 0;
 
-function startSearch() {
+/** Search for what stands there. mayJump: show the first line found. */
+function startSearch(mayJump = true) {
   clearTimeout(typing);
   const text = find.elements.q.value, isRegex = find.elements.regex.checked;
   if (search !== null && search.text === text && search.isRegex === isRegex) return;
@@ -186,7 +195,7 @@ function startSearch() {
     view.setFound(new Set(), null, null);
     return;
   }
-  let jumped = chosenByAddress() !== null && !touched;
+  let jumped = !mayJump;
   search = new LogSearch(source, text, isRegex, () => {
     view.setFound(search.set, search.map, search.ranges());
     if (!jumped && search.hits.length > 0) {
@@ -214,7 +223,7 @@ find.addEventListener("submit", (event) => {
 });
 find.addEventListener("input", () => {
   clearTimeout(typing);
-  typing = setTimeout(startSearch, 300);
+  typing = setTimeout(() => startSearch(), 300);
 });
 
 // Buttons and keys.
@@ -252,13 +261,21 @@ key("k", "line before", () => step(-1));
 
 async function refresh() {
   job = await get(`/jobs/${JOB}`);
+  if (OLD) return undefined;
   const shownAttempt = Number(box.dataset.attempt || 0);
-  if (shownAttempt && job.attempt && job.attempt > shownAttempt && !asked.has("attempt")) return location.reload(); // it runs again
+  if (shownAttempt && job.attempt && job.attempt > shownAttempt) return location.reload(); // it runs again
   const why = await get(`/jobs/${JOB}/why`);
   head(why);
   stepTable();
   whyTable(why);
   steps();
+  if (job.state === "running" && !charted) {
+    charted = true;
+    charts(document.getElementById("charts"), JOB, () => {
+      charted = job.state === "running";
+      return charted;
+    });
+  }
   if (job.state === "finished") {
     artifacts();
     compare();
@@ -429,7 +446,7 @@ elsewhere?.addEventListener("submit", async (event) => {
 // Live.
 
 let timer = 0;
-const soon = (ms) => { timer ||= setTimeout(() => { timer = 0; refresh().then(() => source?.open().then(steps)).catch(() => {}); }, ms); };
+const soon = (ms) => { timer ||= setTimeout(() => { timer = 0; refresh().then(() => source?.open().then(steps)).catch(complain); }, ms); };
 
 follow((event) => {
   if (event.job === JOB) soon(event.kind === "job.started" ? 0 : 100);
@@ -439,8 +456,18 @@ follow((event) => {
 if (box.dataset.attempt && document.querySelector(".ln") !== null) openLog(Number(box.dataset.attempt));
 else if (box.dataset.attempt && box.dataset.state === "running") openLog(Number(box.dataset.attempt));
 if (source !== null) openAt();
-refresh().then(async () => {
-  if (source !== null) await errors();
-  if (asked.get("q")) startSearch();
+async function begin() {
+  for (;;) {
+    try {
+      await refresh();
+      if (source !== null) await errors();
+      break;
+    } catch (error) {
+      complain(error);
+      await new Promise((resolve) => { setTimeout(resolve, 1000); });
+    }
+  }
+  if (asked.get("q")) startSearch(chosenByAddress() === null);
   document.documentElement.dataset.ready = "job";
-}).catch(() => {});
+}
+begin();

@@ -54,14 +54,16 @@ function move(step) {
   next.querySelector("a")?.focus({ preventScroll: true });
 }
 
+/** The keys of all pages; where a page has its own for one, that counts. */
 export function start() {
-  key("?", "this table", show);
-  key("/", "search", () => (document.querySelector("[data-search]") ?? document.querySelector(".find input"))?.focus());
-  key("j", "next row", () => move(1));
-  key("k", "row before", () => move(-1));
-  key("Enter", "open the row", (event) => (document.querySelector("[data-rows] > .chosen a") ?? event.target).click());
+  const common = (keys, words, act) => { if (!KEYS.has(keys)) key(keys, words, act); };
+  common("?", "this table", show);
+  common("/", "search", () => (document.querySelector("[data-search]") ?? document.querySelector(".find input"))?.focus());
+  common("j", "next row", () => move(1));
+  common("k", "row before", () => move(-1));
+  common("Enter", "open the row", (event) => (document.querySelector("[data-rows] > .chosen a") ?? event.target).click());
   const pages = [["f", "farm", "/"], ["j", "jobs", "/jobs"], ["e", "environments", "/environments"], ["w", "workers", "/workers"],
     ["h", "hosts", "/hosts"], ["s", "statistics", "/statistics"], ["n", "start something", "/start"]];
-  for (const [letter, words, url] of pages) key(`g ${letter}`, words, () => location.assign(url));
+  for (const [letter, words, url] of pages) common(`g ${letter}`, words, () => location.assign(url));
   addEventListener("keydown", press);
 }

@@ -4,6 +4,7 @@
 import { h } from "./dom.js";
 
 const UNSEEN = /[\u0000-\u0008\u000a-\u001f\u007f-\u009f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/u;
+const COLOURS = /\u001b\[[0-9;:]{0,64}m/g;
 const ESCAPE = /\u001b(?:\[[0-9;:<=>?]{0,64}[ -/]{0,4}([@-~])|\][^\u0007\u001b]{0,2000}(?:\u0007|\u001b\\)|[()][0-9A-Za-z]|[=>78DEHMNOZc])/y;
 
 const WORDS = new Map([[0x202e, "right-to-left override"], [0x202d, "left-to-right override"], [0x200b, "zero width space"],
@@ -16,10 +17,10 @@ function mark(character) {
   return h("span", { class: "mark", title: `${name} ${WORDS.get(code) ?? "is not seen"}` }, shown);
 }
 
-/** The text with a mark for each character that is not seen. */
+/** The text with a mark for each character that is not seen; colours are left out. */
 export function shown(text) {
   let out = "";
-  for (const character of text) out += UNSEEN.test(character) ? mark(character).textContent : character;
+  for (const character of text.replace(COLOURS, "")) out += UNSEEN.test(character) ? mark(character).textContent : character;
   return out;
 }
 

@@ -11,10 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biruda.errors import UserError
+from biruda.master.joblog import index as index_module
 from biruda.master.joblog import search as search_module
 from biruda.master.joblog import searching
+from biruda.master.joblog.index import LineIndex
 from biruda.master.joblog.search import search
 from biruda.master.joblog.searching import Query, compiled
+
+
+def index_of(path: Path) -> Path:
+    return path.with_suffix(".lines")
 
 
 async def found(path: Path, query: Query) -> tuple[list[int], dict[str, Any]]:
@@ -23,7 +29,9 @@ async def found(path: Path, query: Query) -> tuple[list[int], dict[str, Any]]:
     hits: list[int] = []
     last: dict[str, Any] = {}
     try:
-        async with aclosing(search(fd, path.stat().st_size, path.read_bytes().count(b"\n"), query)) as said:
+        async with aclosing(
+            search(fd, path.stat().st_size, path.read_bytes().count(b"\n"), query, index_of(path))
+        ) as said:
             async for last in said:
                 hits += last.get("hits", [])
     finally:
@@ -50,6 +58,18 @@ async def test_a_search_names_lines_and_draws_a_map(tmp_path: Path) -> None:
     assert (hits, last["found"]) == ([], 0)
     hits, _ = await found(log, Query(text="line 5[0-9]{2} ", regex=True))
     assert hits == list(range(501, 601))
+
+
+async def test_a_kept_index_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"".join(b"%d %s\n" % (n, b"needle" * (n % 997 == 5)) for n in range(100_000)))
+    without = await found(log, Query(text="needle"))
+    with log.open("rb") as file:
+        index = LineIndex()
+        index.extend(file.fileno(), log.stat().st_size, 1 << 30)
+        index.save(index_of(log), file.fileno())
+    assert await found(log, Query(text="needle")) == without
+    assert without[0] == [n + 1 for n in range(100_000) if n % 997 == 5]
 
 
 async def test_text_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -116,8 +136,12 @@ def test_what_is_found_does_not_depend_on_the_pieces(
     fd = os.open(path, os.O_RDONLY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "PIECE_BYTES", piece)
+        patch.setattr(index_module, "BLOCK_BYTES", 8)
         pattern = compiled(query)
-        matching = searching._matching_lines(fd, len(content), pattern, searching._literal(query))
-        lines = [line for _, line in matching if line >= 0]
+        index = LineIndex()
+        index.extend(fd, len(content), 1 << 30)
+        for known in (None, index):
+            matching = searching._matching_lines(fd, len(content), pattern, searching._literal(query), known)
+            lines = [line for _, line in matching if line >= 0]
+            assert lines == [number for number, line in enumerate(content.split(b"\n")) if pattern.search(line)]
     os.close(fd)
-    assert lines == [number for number, line in enumerate(content.split(b"\n")) if pattern.search(line)]
