@@ -6,10 +6,11 @@ Loading counts a day of runs and blocks for up to a tenth of a second; callers u
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Final
 
 from biruda.master.runs import Run, first_since
-from biruda.master.store import Store
+from biruda.master.store import Connection, Store
 
 MINUTES: Final = 60
 HOUR_S: Final = 3600.0
@@ -41,13 +42,17 @@ class History:
     """What ended lately. depths: of the queue, by minute since the epoch."""
 
     def __init__(self, store: Store) -> None:
-        self._connection = store.connect()
+        self._store = store
         self._last = -1  # of the runs that are counted; -1: none was looked for yet
         self._day_counted_s = 0.0
         self.day: Counter[str] = Counter()
         self.minutes: dict[int, Counter[str]] = {}
         self.depths: dict[int, int] = {}
         self.newest: deque[Run] = deque(maxlen=MOST_BARS)  # oldest first
+
+    @cached_property
+    def _connection(self) -> Connection:
+        return self._store.connect()
 
     @property
     def is_loaded(self) -> bool:

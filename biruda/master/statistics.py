@@ -6,11 +6,12 @@ Every call is one short read on a connection of its own, and blocks for as long 
 import threading
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from biruda.master import views
 from biruda.master.runs import first_since
-from biruda.master.store import Row, Store
+from biruda.master.store import Connection, Row, Store
 
 MOST_RUNS: Final = 200_000
 """At most so many of the newest runs are looked at: a year of a busy farm must not take a minute."""
@@ -84,8 +85,12 @@ class Statistics:
     """Asks the store."""
 
     def __init__(self, store: Store) -> None:
-        self._connection = store.connect()
+        self._store = store
         self._lock = threading.Lock()
+
+    @cached_property
+    def _connection(self) -> Connection:
+        return self._store.connect()  # when it is first asked: most masters never are
 
     def of(self, hours: float, by: str, slots: Mapping[str, int]) -> dict[str, Any]:
         """The last hours, grouped by a key of KEYS. slots: of each host, for how much of it was used."""

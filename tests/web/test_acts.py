@@ -26,6 +26,23 @@ def choose(page: Page, name: str) -> None:
     page.locator(f'[name=on][value^="env={name},"]').check()
 
 
+def test_tokens_are_made_listed_and_ended_from_the_command_line(lived: Site, tmp_path: Path) -> None:
+    farm = lived.farm
+    made = farm.command("token", "--role", "viewer", "--name", "ann", "--ttl", "1d")
+    assert made.returncode == 0, made.stderr
+    file = tmp_path / "token"
+    file.write_text(made.stdout)
+    there = ("--url", lived.url, "--token-file", os.fspath(file))
+    assert farm.command("farm", *there).returncode == 0
+    refused = farm.command("run", *there, "--no-source", "--", "true")
+    assert "ann has the role viewer, and POST needs user" in refused.stderr
+    assert re.search(r"ann +viewer", farm.command("token", "--list").stdout)
+    assert farm.command("token", "--revoke", "ann").returncode == 0
+    assert farm.command("farm", *there).returncode == 1
+    assert "ann" not in farm.command("token", "--list").stdout
+    assert "go together" in farm.command("token", "--role", "viewer").stderr
+
+
 def test_a_named_worker_is_started_and_stopped(lived: Site) -> None:
     with lived.open("/workers/sleeper") as page:
         page.get_by_role("button", name="start", exact=True).click()
