@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.system.farm import until
 from tests.web.site import Site, site
 
 CONFIG = '[coordinator]\nslots = 3\nhost = "alder"\n[[environment]]\nname = "host"\n'
@@ -349,8 +350,8 @@ def test_a_log_of_a_gibibyte_costs_the_master_next_to_nothing(page: Page, where:
     job = where.farm.submit(f"yes '{text}' | head -c 1G; echo; echo error: the needle; exit 1", name="huge", env="host")
     where.farm.finished(job, 100)
     before = memory_kib(pid)
-    open_job(page, where, job)
-    lines = where.farm.get(f"/api/v1/jobs/{job}/log/index")["lines"]
+    open_job(page, where, job)  # while its index is still being built
+    lines = until("its index is built", lambda: where.farm.get(f"/api/v1/jobs/{job}/log/index")["lines"])
     expect(page.locator(f"#L{lines} .tx")).to_have_text("error: the needle")
     for part in (0.1, 0.7, 0.3):
         number = int(lines * part)

@@ -64,7 +64,7 @@ async function ended() {
   await source.open();
   steps();
   setFollow(false, true);
-  await errors();
+  errors().catch(complain);
 }
 
 function tell() {
@@ -99,7 +99,12 @@ function endOf(step) {
 
 async function errors() {
   if (!OLD && !["failed", "timeout"].includes(job?.outcome)) return;
-  const answer = await get(`/jobs/${JOB}/log/errors?attempt=${source.attempt}`);
+  let answer;
+  for (;;) {
+    answer = await get(`/jobs/${JOB}/log/errors?attempt=${source.attempt}`);
+    if (answer.step === null || answer.line !== null || answer.lines !== null) break;
+    await new Promise((resolve) => { setTimeout(resolve, 200); }); // its index is being built
+  }
   view.errors = new Set(answer.errors);
   const list = button("errors");
   list.hidden = answer.errors.length === 0;
@@ -460,13 +465,13 @@ async function begin() {
   for (;;) {
     try {
       await refresh();
-      if (source !== null) await errors();
       break;
     } catch (error) {
       complain(error);
       await new Promise((resolve) => { setTimeout(resolve, 1000); });
     }
   }
+  if (source !== null) errors().catch(complain);
   if (asked.get("q")) startSearch(chosenByAddress() === null);
   document.documentElement.dataset.ready = "job";
 }
