@@ -23,6 +23,10 @@ def main() -> int:
 
         be_zygote(int(arguments[1]))
         return 0
+    if arguments and arguments[0] == "--search-log":  # internal: how the master searches a log
+        from biruda.master.joblog.searching import main as search_log
+
+        return search_log(arguments[1:])
     from biruda.cli.main import main as run_command
 
     return run_command(arguments)

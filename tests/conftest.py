@@ -8,6 +8,7 @@ __all__ = ["machine_cache", "machine_files"]  # one template for the tests of ev
 
 REAL = (
     "tests/system/",
+    "tests/web/",
     "tests/coordinator/spawners/",
     "tests/worker/",
     "tests/cli/test_cli_daemon.py",

@@ -260,6 +260,11 @@ class FakeCoordinator:
         self.attempts[job, attempt].log += data
         self.pump()
 
+    def send_piece(self, job: int, offset: int, data: bytes, elapsed_ms: int) -> None:
+        """Log bytes that came at some time."""
+        self.link.post_data(DataHeader(job, 1, 0, offset, elapsed_ms), data)
+        self.attempts[job, 1].sent = offset + len(data)
+
     def end(
         self,
         job: int,

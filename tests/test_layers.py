@@ -203,11 +203,14 @@ ONLY = {
     "ctypes": ("biruda.coordinator.spawners", "biruda.master.spool"),
     "subprocess": ("biruda.process", "biruda.coordinator.spawners"),
     "aiohttp": (
-        *("biruda.master.api", "biruda.master.api_joining", "biruda.master.responses"),
+        *("biruda.master.api", "biruda.master.api_joining", "biruda.master.api_logs", "biruda.master.api_jobs"),
+        *("biruda.master.responses", "biruda.master.asking", "biruda.master.access", "biruda.master.api_access"),
+        *("biruda.master.api_statistics", "biruda.master.api_farm", "biruda.master.api_importing"),
         *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling", "biruda.master.connections"),
         *("biruda.transports", "biruda.cli", "biruda.webui"),
         "biruda.coordinator.spawners.docker_api",
     ),
+    "jinja2": ("biruda.webui",),
     "cryptography": ("biruda.trust.certificates",),
     "click": ("biruda.cli", "biruda.__main__"),
 }

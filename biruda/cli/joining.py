@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from biruda.cli import tokens
 from biruda.cli.answers import Fields
 from biruda.cli.client import as_json, quote
 from biruda.cli.command import command, json_option, settings
@@ -17,6 +18,7 @@ from biruda.cli.text import ago, count, duration, escape
 from biruda.errors import UsageError
 
 DEFAULT_TOKEN_S = 900.0
+ROLES = ("viewer", "user", "admin")
 
 
 @command(
@@ -25,13 +27,40 @@ DEFAULT_TOKEN_S = 900.0
     biruda token                        for any host, within 15 minutes
     biruda token --ttl 1d --host beech
     biruda token --json
+    biruda token --role viewer --name ann --ttl 90d    to log in with
+    biruda token --list
+    biruda token --revoke ann
     """,
 )
-@click.option("--ttl", type=DURATION, default=DEFAULT_TOKEN_S, show_default="15m", help="How long it can be used.")
+@click.option("--ttl", type=DURATION, help="How long it can be used; of a person's token: for ever.  [default: 15m]")
 @click.option("--host", default="", metavar="NAME", help="Only for a host of this name, even if there is one already.")
+@click.option("--role", type=click.Choice(ROLES), help="Not for a host: for a person or a program, with --name.")
+@click.option("--name", default="", metavar="NAME", help="Of the person or program.")
+@click.option("--list", "listed", is_flag=True, help="Show the tokens of persons and programs.")
+@click.option("--revoke", "revoked", default="", metavar="NAME", help="End the token of NAME, and log NAME out.")
 @json_option
-def token(ttl: float, host: str, json_wanted: bool) -> None:
-    """Make a token with which one host joins this farm, and print the command to run there."""
+def token(
+    ttl: float | None, host: str, role: str | None, name: str, listed: bool, revoked: str, json_wanted: bool
+) -> None:
+    """Make a token with which one host joins this farm, and print the command to run there.
+
+    With --role it is one to log in with: a viewer reads, a user also submits jobs and ends their own, an admin may all.
+    """
+    if bool(role) != bool(name):
+        raise UsageError("--role and --name go together", hint="biruda token --role viewer --name ann")
+    if sum((bool(role), bool(host), listed, bool(revoked))) > 1:
+        raise UsageError("--host, --role, --list and --revoke are four things: choose one")
+    if role:
+        tokens.make(name, role, ttl, json_wanted=json_wanted)
+    elif listed:
+        tokens.show(json_wanted=json_wanted)
+    elif revoked:
+        tokens.revoke(revoked)
+    else:
+        _host_token(DEFAULT_TOKEN_S if ttl is None else ttl, host, json_wanted=json_wanted)
+
+
+def _host_token(ttl: float, host: str, *, json_wanted: bool) -> None:
     answer = settings().client().post("tokens", {"ttl_s": ttl, "host": host})
     if json_wanted:
         print(as_json(answer.raw))

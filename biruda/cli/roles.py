@@ -163,11 +163,13 @@ def host_name(config: Config) -> str:
 @asynccontextmanager
 async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["Master"]:
     from biruda.master import api
+    from biruda.master.access import Role
     from biruda.master.linking import linking
     from biruda.master.service import Master
     from biruda.master.sources import Sources
     from biruda.master.spool import Spool
     from biruda.master.store import Store
+    from biruda.webui import routes as webui
 
     settings = config.master
     store = Store(home / "master.db", event_history=settings.event_history)
@@ -182,7 +184,10 @@ async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["
             started_s=time.time(),
             pids={"master": os.getpid()} | ({} if alone else {"coordinator": os.getpid()}),
         )
-        app = api.application(master, about, kept_secret(home / "token", 32))
+        anonymous = Role.VIEWER if settings.anonymous_read else None
+        app = api.application(master, about, kept_secret(home / "token", 32), anonymous, git_files=settings.git_files)
+        if settings.web:
+            webui.mount(app)
         async with (
             master.running(),
             linking(home, settings, host_name(config), master, app),

@@ -25,6 +25,9 @@ class Master:
     """The master remembers jobs, decides where they run, and serves the API and the pages."""
 
     listen: Address | None = key("TCP address of API and pages; empty: none.", default=None, form=values.ADDRESS)
+    web: bool = key("Serve the pages beside the API.", default=True)
+    anonymous_read: bool = key("Let anybody who reaches the pages read all, without a token.", default=False)
+    git_files: bool = key("Let pages name git repositories on the master's disk.", default=False)
     link_listen: Address | None = key(
         "TCP address where other hosts join and link, by TLS; empty: none.", default=None, form=values.ADDRESS
     )

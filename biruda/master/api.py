@@ -1,12 +1,8 @@
 """The HTTP API: docs/api.md as aiohttp routes. Every page and command uses it and nothing else."""
 
 import asyncio
-import hmac
 import logging
 import os
-import pwd
-import socket
-import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,14 +16,38 @@ from biruda import VERSION
 from biruda.convert import encode
 from biruda.errors import NotFound, PeerError
 from biruda.link import refuse
-from biruda.master import api_joining, connections, named, openapi, views
+from biruda.master import (
+    access,
+    api_access,
+    api_farm,
+    api_importing,
+    api_jobs,
+    api_joining,
+    api_logs,
+    api_statistics,
+    connections,
+    named,
+    openapi,
+    views,
+)
 from biruda.master import requests as rq
+from biruda.master.artifacts import open_artifact, preview
+from biruda.master.asking import JOBS, LOGS
+from biruda.master.asking import MASTER as MASTER
+from biruda.master.asking import job_number as _job
+from biruda.master.asking import number as _number
 from biruda.master.connections import Door, listen_at, listen_locally, open_door
-from biruda.master.intake import safe_path
-from biruda.master.logs import FileReader, open_file, open_log
+from biruda.master.ending import ending
+from biruda.master.feed import Feed
+from biruda.master.importing import Importing
+from biruda.master.joblist import JobList
+from biruda.master.joblog.service import Logs
+from biruda.master.logs import FileReader, open_log
 from biruda.master.responses import USER, Handler, answered, body_of, json_response, problem
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
+from biruda.master.sessions import Sessions
 from biruda.master.state import Host
+from biruda.master.statistics import Statistics
 from biruda.messages import PROTOCOL
 from biruda.model import EnvironmentReport
 from biruda.transports import WebSocketTransport
@@ -35,7 +55,6 @@ from biruda.transports import WebSocketTransport
 log = logging.getLogger("biruda.api")
 
 MAX_BODY_BYTES = 64 << 20
-MAX_JOBS_LISTED = 1000
 
 LINGERING_S = 2.0
 """So long the rest of a body is read that nobody wants, so that the answer arrives."""
@@ -56,55 +75,20 @@ class About:
 
 DOORS = web.AppKey("doors", list[Door])
 LISTENS = web.AppKey("listens", dict[str, str])
-MASTER = web.AppKey("master", Master)
 ABOUT = web.AppKey("about", About)
-TOKEN = web.AppKey("token", str)
 routes = web.RouteTableDef()
-
-
-def caller(request: web.Request) -> str:
-    """The name of the user who asks: a local one by peer credentials, "token" over TCP. "" when not allowed."""
-    transport = request.transport
-    connection = transport.get_extra_info("socket") if transport is not None else None
-    if connection is not None and connection.family == socket.AF_UNIX:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        uid = struct.unpack("3i", credentials)[1]
-        return _user_name(uid) if uid in (0, os.getuid()) else ""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given, right = token.strip().encode("utf-8", "replace"), request.app[TOKEN].encode()
-    return "token" if scheme.lower() == "bearer" and hmac.compare_digest(given, right) else ""
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 @web.middleware
 async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Who may ask, and every error as a problem document."""
+    """Who may ask for what, and every error as a problem document."""
     for door in request.app[DOORS]:
         door.heard(request.protocol)
-    user = caller(request)
-    if not user:
-        return problem(
-            401,
-            f"{request.path}: a valid token is needed here",
-            "Authorization: Bearer with the content of HOME/token",
-        )
-    request[USER] = user
-    return await answered(request, handler)
-
-
-def _number(request: web.Request, name: str, default: int | None = None, *, low: int = 0) -> int | None:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < low:
-        raise rq.InvalidRequest(f"{name} = {text!r}: must be a whole number of at least {low}")
-    return int(text)
+    who = access.identify(request)
+    if who is not None:
+        request[access.CALLER], request[USER] = who, who.name
+    refusal = access.refusal(request, who)
+    return refusal if refusal is not None else await answered(request, handler)
 
 
 def _switch(request: web.Request, name: str) -> bool:
@@ -112,13 +96,6 @@ def _switch(request: web.Request, name: str) -> bool:
     if text not in ("0", "1", "false", "true"):
         raise rq.InvalidRequest(f"{name} = {text!r}: there are 1 and true, 0 and false")
     return text in ("1", "true")
-
-
-def _job(request: web.Request) -> int:
-    text = request.match_info["job"]
-    if len(text) > 18:
-        raise NotFound(f"there is no job {text[:40]}", hint="biruda jobs lists them")
-    return int(text)
 
 
 # Status.
@@ -171,24 +148,6 @@ async def submit(request: web.Request) -> web.StreamResponse:
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
 
 
-@routes.get("/api/v1/jobs")
-async def jobs(request: web.Request) -> web.StreamResponse:
-    master = request.app[MASTER]
-    state = request.query.get("state")
-    if state not in (None, "waiting", "running", "finished", "unfinished"):
-        raise rq.InvalidRequest(f"state = {state!r}: there are waiting, running, finished, unfinished")
-    limit = min(_number(request, "limit", 100, low=1) or 100, MAX_JOBS_LISTED)
-    numbers = master.store.job_numbers(
-        state=state,
-        outcome=request.query.get("outcome"),
-        worker=request.query.get("worker"),
-        before=_number(request, "before"),
-        limit=limit,
-    )
-    listed = [master.view(number) for number, _ in numbers]
-    return json_response({"jobs": listed, "next": numbers[-1][0] if len(numbers) == limit else None})
-
-
 @routes.get(r"/api/v1/jobs/{job:\d+}")
 async def job(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
@@ -202,6 +161,7 @@ async def job(request: web.Request) -> web.StreamResponse:
 async def cancel(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
     reason = rq.parse(rq.ReasonRequest, await body_of(request)).reason or f"cancelled by {request[USER]}"
+    access.check_owner(request, master.view(_job(request)))
     await master.cancel(_job(request), reason[:500])
     return json_response(master.view(_job(request)), 202)
 
@@ -209,6 +169,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
 @routes.post(r"/api/v1/jobs/{job:\d+}/retry")
 async def retry(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
+    access.check_owner(request, master.view(_job(request)))
     await master.retry(_job(request))
     return json_response(master.view(_job(request)), 201)
 
@@ -222,7 +183,9 @@ async def why(request: web.Request) -> web.StreamResponse:
     view = master.view(_job(request))
     outcome = view["outcome"] or "its result is being recorded"
     sentence = f"it has ended: {outcome}" + (f", {view['reason']}" if view["reason"] else "")
-    return json_response({"job": view["job"], "state": "finished", "sentence": sentence, "environments": []})
+    return json_response(
+        {"job": view["job"], "state": "finished", "sentence": sentence, "environments": [], "ending": ending(view)}
+    )
 
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log")
@@ -288,21 +251,37 @@ async def artifacts(request: web.Request) -> web.StreamResponse:
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/artifacts/{path:.+}")
 async def artifact(request: web.Request) -> web.StreamResponse:
-    master, path = request.app[MASTER], request.match_info["path"]
-    view = master.view(_job(request))
-    if not safe_path(path) or path not in {item["path"] for item in view["artifacts"]}:
-        raise NotFound(
-            f"there is no artifact {path[:200]!r} of job {view['job']}", hint=f"biruda show {view['job']} lists them"
-        )
     headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
     # No FileResponse: it answers a request for `x` with an `x.gz` that lies beside it.
-    reader = await open_file(
-        master.spool.artifacts(view["spool"]) / path, f"the artifact {path!r} of job {view['job']}"
-    )
+    reader = await open_artifact(request.app[MASTER], _job(request), request.match_info["path"])
     try:
         return await _send_file(request, reader, headers)
     finally:
         reader.close()
+
+
+PREVIEW_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+"""A page that a job made may look like itself, and do nothing: no script, no form, nothing from anywhere."""
+
+
+@routes.get(r"/api/v1/jobs/{job:\d+}/previews/{path:.+}")
+async def artifact_preview(request: web.Request) -> web.StreamResponse:
+    """The first part of an artifact as what it is, for a page to show: text, an image, or a page without any powers."""
+    path = request.match_info["path"]
+    reader = await open_artifact(request.app[MASTER], _job(request), path)
+    try:
+        shown = preview(path, reader)
+        body = await asyncio.to_thread(reader.head, shown.bytes)
+    finally:
+        reader.close()
+    headers = {
+        "Content-Type": shown.content_type + ("; charset=utf-8" if shown.content_type.startswith("text/") else ""),
+        "Content-Disposition": "inline",
+        "Content-Security-Policy": PREVIEW_POLICY,
+        "X-Frame-Options": "SAMEORIGIN",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(body=body, headers=headers)
 
 
 # Workers, environments, coordinators.
@@ -325,6 +304,8 @@ async def start(request: web.Request) -> web.StreamResponse:
 async def stop(request: web.Request) -> web.StreamResponse:
     master, name = request.app[MASTER], request.match_info["name"]
     numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await body_of(request)))
+    for number in numbers:
+        access.check_owner(request, master.view(number))
     for number in numbers:
         if number in master.farm.jobs:  # it may have ended while another one was cancelled
             await master.cancel(number, f"{name} stopped by {request[USER]}")
@@ -359,6 +340,7 @@ async def environment(request: web.Request) -> web.StreamResponse:
 
 
 @routes.post("/api/v1/environments/{name}/probe")
+@access.needs(access.Role.ADMIN)
 async def probe(request: web.Request) -> web.StreamResponse:
     wanted = rq.parse(rq.HostRequest, await body_of(request))
     host, offer = _environment(request, wanted.host)
@@ -367,6 +349,7 @@ async def probe(request: web.Request) -> web.StreamResponse:
 
 
 @routes.delete("/api/v1/environments/{name}")
+@access.needs(access.Role.ADMIN)
 async def remove(request: web.Request) -> web.StreamResponse:
     host, offer = _environment(request, request.query.get("host"))
     await request.app[MASTER].hosts.command(host.report.host, "remove", offer.name)
@@ -381,6 +364,7 @@ async def coordinators(request: web.Request) -> web.StreamResponse:
 
 
 @routes.post("/api/v1/coordinators/{host}/reload")
+@access.needs(access.Role.ADMIN)
 async def reload(request: web.Request) -> web.StreamResponse:
     await request.app[MASTER].hosts.command(request.match_info["host"], "reload")
     return json_response({})
@@ -413,7 +397,9 @@ async def put_source(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/api/v1/events")
 async def events(request: web.Request) -> web.StreamResponse:
-    """Every event after the one named, then each as it comes."""
+    """Every event after the one named, then each as it comes; with watch, the farm and what changes of it."""
+    if "watch" in request.query:
+        return await api_farm.watch(request, request.query["watch"])
     master = request.app[MASTER]
     after = _number(request, "after", master.next_event - 1) or 0
     websocket = web.WebSocketResponse(heartbeat=30, max_msg_size=4096)
@@ -452,6 +438,7 @@ async def _send_events(
 
 
 @routes.get("/api/v1/link")
+@access.needs(access.Role.ADMIN)
 async def link(request: web.Request) -> web.StreamResponse:
     """A coordinator's connection: the frames of docs/protocol.md. From other hosts over TLS: linkserver.py."""
     websocket = web.WebSocketResponse(max_msg_size=8 << 20, compress=False, autoping=True)
@@ -480,11 +467,32 @@ async def job_schema(request: web.Request) -> web.StreamResponse:
     return json_response(openapi.job_schema())
 
 
-def application(master: Master, about: About, token: str) -> web.Application:
-    """The API of one master."""
+def all_routes() -> list[web.AbstractRouteDef]:
+    """Every route of the API."""
+    others = (api_access, api_farm, api_importing, api_joining, api_logs, api_jobs, api_statistics)
+    return [*routes, *(route for module in others for route in module.routes)]
+
+
+async def _logs(app: web.Application) -> AsyncIterator[None]:
+    async with app[LOGS].running():
+        yield
+
+
+def application(
+    master: Master, about: About, token: str, anonymous: access.Role | None = None, *, git_files: bool = False
+) -> web.Application:
+    """The API of one master. token: what makes an administrator; anonymous: what may be done without any."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
-    app[MASTER], app[ABOUT], app[TOKEN], app[LISTENS], app[DOORS] = master, about, token, {}, []
-    app.add_routes([*routes, *api_joining.routes])
+    app[MASTER], app[ABOUT], app[LISTENS], app[DOORS] = master, about, {}, []
+    app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
+    app[api_importing.IMPORTING] = Importing(master.sources, about.home / "importing", file_urls=git_files)
+    app[api_farm.FEED] = Feed(master)
+    app.cleanup_ctx.append(api_farm.feeding)
+    app[api_statistics.STATISTICS] = Statistics(master.store)
+    app[access.ACCESS] = access.Access(sessions, anonymous)
+    app[LOGS], app[JOBS] = Logs(master), JobList(master.store)
+    app.cleanup_ctx.append(_logs)
+    app.add_routes(all_routes())
     return app
 
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from biruda.errors import UserError
 from biruda.master import requests as rq
 from biruda.master import views
+from biruda.master.access import Role, needs
 from biruda.master.joining import Joining
 from biruda.master.joinrecords import CertificateRecord
 from biruda.master.responses import USER, body_of, json_response
@@ -64,6 +65,7 @@ def _joining(request: web.Request) -> Joining:
 
 
 @routes.post("/api/v1/tokens")
+@needs(Role.ADMIN)
 async def make_token(request: web.Request) -> web.StreamResponse:
     wanted = rq.parse(TokenRequest, await body_of(request))
     joining, url = _joining(request), request.app[LINKS].url
@@ -76,13 +78,19 @@ async def make_token(request: web.Request) -> web.StreamResponse:
     return json_response({**answer, "command": command}, 201)
 
 
+async def hosts_view(request: web.Request) -> list[dict[str, Any]]:
+    """Each host that has joined, by its newest certificate."""
+    joining = request.app.get(LINKS, Links()).joining
+    return [_view(record) for record in await joining.hosts()] if joining else []
+
+
 @routes.get("/api/v1/hosts")
 async def hosts(request: web.Request) -> web.StreamResponse:
-    master = request.app.get(LINKS, Links()).joining
-    return json_response({"hosts": [_view(record) for record in await master.hosts()] if master else []})
+    return json_response({"hosts": await hosts_view(request)})
 
 
 @routes.post("/api/v1/hosts/{host}/revoke")
+@needs(Role.ADMIN)
 async def revoke(request: web.Request) -> web.StreamResponse:
     reason = rq.parse(rq.ReasonRequest, await body_of(request)).reason
     words = f"{reason[:500]} ({request[USER]})" if reason else f"by {request[USER]}"

@@ -314,17 +314,30 @@ class Hosts:
         if problem:
             raise UserError(problem)
 
-    async def samples(self, host: str) -> list[Sample]:
-        """The last samples of a host. Raises UserError when it has no contact."""
+    def watch_samples(self, host: str) -> list[Sample]:
+        """The last samples of a host, which goes on sending them for a while; none of one without contact."""
         state = self._links.get(host)
         if state is None or not state.link.connected:
-            raise UserError(f"{host} has no contact with the master", hint="biruda farm shows who has")
+            return []
+        self._want_samples(host, state)
+        return list(state.samples)
+
+    def _want_samples(self, host: str, state: HostLink) -> None:
         fresh = state.samples_until_s < time.monotonic()
         state.samples_until_s = time.monotonic() + SAMPLES_LINGER_S
         if fresh:
             state.samples.clear()
             state.sampled.clear()
             self.send(host, SamplesWanted(wanted=True))
+
+    async def samples(self, host: str) -> list[Sample]:
+        """The last samples of a host. Raises UserError when it has no contact."""
+        state = self._links.get(host)
+        if state is None or not state.link.connected:
+            raise UserError(f"{host} has no contact with the master", hint="biruda farm shows who has")
+        fresh = state.samples_until_s < time.monotonic()
+        self._want_samples(host, state)
+        if fresh:
             try:
                 async with asyncio.timeout(2):
                     await state.sampled.wait()

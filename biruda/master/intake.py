@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from biruda.frames import DataHeader
+from biruda.master.joblog.times import TimesWriter
 from biruda.master.spool import Spool
 from biruda.model import Artifact, AttemptResult, LogInfo
 
@@ -95,6 +96,7 @@ class Intake:
         self._notice = notice
         self._directory = spool.partial_artifacts(job, attempt)
         self.log = open_stream(os.fspath(spool.partial_log(job, attempt)))
+        self._times = TimesWriter(os.fspath(spool.times(job, attempt)))
         self._artifacts: dict[int, Stream] = {}
         self._refused: set[int] = set()
         self._log_restarts = 0
@@ -120,6 +122,8 @@ class Intake:
             self._asked_at[header.channel] = stream.size
             return header.channel, stream.size
         if end > stream.size:
+            if stream is self.log:
+                self._times.note(stream.size, header.elapsed_ms)
             await self._append(stream, payload[stream.size - header.offset :])
         self._tell()
         return None
@@ -219,6 +223,7 @@ class Intake:
             return False
         self._log_restarts += 1
         self.log.clear()
+        self._times.clear()
         self._asked_at.clear()
         return True
 
@@ -235,6 +240,7 @@ class Intake:
             result = self.result = replace(result, log=log, artifacts=self._linked_artifacts(result.artifacts))
         for stream in (self.log, *self._artifacts.values()):
             stream.close()
+        self._times.close()
         if self.log.size == 0:  # it may have been begun, and come to nothing
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.log.path)

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from biruda.errors import NotFound, UserError
 from biruda.link import Transport
 from biruda.master.authority import Authority
 from biruda.master.joinrecords import CertificateRecord, JoinRecords
+from biruda.master.tries import WrongTries
 from biruda.trust.tls import HOST_NAME, JOIN_AGAIN, Peer, Role, when
 from biruda.trust.tokens import SECRET_BYTES, JoinToken, new_token
 
@@ -21,19 +21,11 @@ log = logging.getLogger("biruda.master")
 
 LONGEST_TOKEN_S: Final = 7 * 86400.0
 MOST_TOKENS: Final = 1000
-WRONG_WINDOW_S: Final = 60.0
-MOST_WRONG: Final = 10
-"""So many wrong tokens from one address, and ten times as many from all, are looked at within the window."""
-
 ANOTHER: Final = "`biruda token` on the master makes another"
 
 
 class NotAdmitted(UserError):
     """A host is not let in; what is said is meant for it too (HTTP 403)."""
-
-
-class TooManyTries(NotAdmitted):
-    """So many wrong tokens came that no more are looked at for now (HTTP 429)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +62,7 @@ class Joining:
         self.authority = authority
         self._records = records
         self._life_s = life_s
-        self._wrong: deque[tuple[float, str]] = deque(maxlen=10 * MOST_WRONG)
+        self._wrong = WrongTries()
         self._live: dict[str, set[Transport]] = {}
 
     # Tokens.
@@ -98,7 +90,7 @@ class Joining:
 
     async def join(self, wanted: JoinRequest, address: str) -> Admission:
         """Take a token in and give a certificate for it. Raises NotAdmitted, or PeerError for a bad request."""
-        self._refuse_the_persistent(address)
+        self._wrong.refuse_the_persistent(address, "tokens")
         if not HOST_NAME.fullmatch(wanted.host):
             raise NotAdmitted(
                 f"{wanted.host[:80]!r} is no name for a host", hint="give one with --name: letters, digits, '.' and '-'"
@@ -121,7 +113,7 @@ class Joining:
         with self._records.transaction() as transaction:
             token = transaction.token(digest) if len(secret) == SECRET_BYTES else None
             if token is None:
-                self._wrong.append((time.monotonic(), address))
+                self._wrong.add(address)
                 raise NotAdmitted("this master has not made this token", hint=ANOTHER)
             if token.used_s is not None:
                 raise NotAdmitted(f"this token was used at {when(token.used_s)} by {token.used_by}", hint=ANOTHER)
@@ -143,14 +135,6 @@ class Joining:
             transaction.use_token(digest, wanted.host, now_s)
             transaction.add_certificate(peer, wanted.instance, address)
         return Admission(certificate=certificate, peer=peer, authority=self.authority.text())
-
-    def _refuse_the_persistent(self, address: str) -> None:
-        now_s = time.monotonic()
-        while self._wrong and now_s - self._wrong[0][0] > WRONG_WINDOW_S:
-            self._wrong.popleft()
-        mine = sum(1 for _, whose in self._wrong if whose == address)
-        if mine >= MOST_WRONG or len(self._wrong) >= 10 * MOST_WRONG:
-            raise TooManyTries("too many wrong tokens came", hint=f"try again in {WRONG_WINDOW_S:g} s")
 
     # Certificates.
 

@@ -17,6 +17,7 @@ from biruda.master.connections import listen_at
 from biruda.master.hosts import Hosts
 from biruda.master.joining import Admission, Joining, JoinRequest, NotAdmitted
 from biruda.master.responses import Handler, answered, body_of, json_response
+from biruda.master.tries import TooManyTries
 from biruda.transports import WebSocketTransport
 from biruda.trust import tls
 from biruda.trust.acceptor import Complaints, accepting
@@ -47,7 +48,7 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
     async def told(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except (NotAdmitted, PeerError, rq.InvalidRequest) as error:
+        except (NotAdmitted, TooManyTries, PeerError, rq.InvalidRequest) as error:
             request.app[COMPLAINTS].tell(request.remote or "?", str(error))
             raise
 

@@ -23,12 +23,24 @@ class FileReader:
         self._fd = fd
         self._intake = intake
 
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def is_growing(self) -> bool:
+        return self._intake is not None and not self._intake.closed
+
     def close(self) -> None:
         os.close(self._fd)
 
     @property
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def head(self, size: int) -> bytes:
+        """The first bytes, at most so many."""
+        return os.pread(self._fd, size, 0)
 
     async def pieces(self, offset: int, limit: int | None, *, follow: bool) -> AsyncIterator[bytes]:
         """The bytes from offset, at most limit; with follow until the attempt has ended and all of them were given."""
@@ -53,6 +65,10 @@ class LogReader(FileReader):
     def __init__(self, fd: int, attempt: int, intake: "Intake | None" = None) -> None:
         super().__init__(fd, intake)
         self.attempt = attempt
+
+    def another(self) -> "LogReader":
+        """The same log, open once more."""
+        return LogReader(os.dup(self._fd), self.attempt, self._intake)
 
 
 async def open_log(master: "Master", job: int, attempt: int | None, *, wait: bool) -> LogReader:

@@ -9,6 +9,8 @@ import msgspec
 
 from biruda import VERSION
 from biruda.master import requests as rq
+from biruda.master.api_access import AccessTokenRequest
+from biruda.master.api_importing import GitRequest
 from biruda.master.api_joining import TokenRequest
 from biruda.model import Artifact, StepResult
 
@@ -68,6 +70,22 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A job that was named and left alone, and why."""
+
+    job: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulk:
+    """What was done to many jobs."""
+
+    jobs: list[int]
+    refused: list[Refused]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """RFC 9457."""
 
@@ -86,13 +104,23 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/status", "This daemon", None, 200, OBJECT),
     ("post", "/api/v1/jobs", "Submit jobs; on disk when answered", rq.JobsRequest, 201, JobNumbers),
     ("get", "/api/v1/jobs", "Jobs, newest first", None, 200, JobPage),
+    ("post", "/api/v1/jobs/cancel", "End many jobs", rq.Selection, 202, Bulk),
+    ("post", "/api/v1/jobs/retry", "Run many finished jobs again", rq.Selection, 201, Bulk),
     ("get", "/api/v1/jobs/{job}", "One job; wait_s waits for its end", None, 200, JobView),
     ("post", "/api/v1/jobs/{job}/cancel", "End a job", rq.ReasonRequest, 202, JobView),
     ("post", "/api/v1/jobs/{job}/retry", "Run a finished job again", None, 201, JobView),
+    ("post", "/api/v1/jobs/{job}/again", "Submit the same anew, perhaps elsewhere", rq.AgainRequest, 201, JobNumbers),
+    ("get", "/api/v1/jobs/{job}/compare", "What is new since the last run that passed", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/samples", "What its host did meanwhile", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/why", "Why a job waits", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/log", "Log bytes: offset, limit, follow, attempt, Range", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/log/lines", "Lines of the log", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/index", "How many lines, and where each step begins", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/errors", "Where the log tells what went wrong", None, 200, OBJECT),
+    ("get", "/api/v1/jobs/{job}/log/search", "Lines that have a text, as they are found", None, 200, ""),
     ("get", "/api/v1/jobs/{job}/artifacts", "What was collected", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/artifacts/{path}", "One artifact", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/previews/{path}", "A part of an artifact to show", None, 200, ""),
     ("get", "/api/v1/workers", "Named workers", None, 200, OBJECT),
     ("post", "/api/v1/workers/{name}/start", "Start a named worker", rq.WorkerSelection, 201, JobNumbers),
     ("post", "/api/v1/workers/{name}/stop", "End what runs of a named worker", rq.WorkerSelection, 202, JobNumbers),
@@ -105,9 +133,17 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/coordinators/{host}/samples", "What a host did each second", None, 200, OBJECT),
     ("post", "/api/v1/sources/missing", "Which chunks of a source pack are not here", None, 200, OBJECT),
     ("put", "/api/v1/sources/{digest}", "Send a source pack's missing chunks", None, 201, OBJECT),
+    ("post", "/api/v1/sources/tarball", "Make a source pack of a tar file", None, 201, OBJECT),
+    ("post", "/api/v1/sources/git", "Make one of a git repository", GitRequest, 201, OBJECT),
     ("post", "/api/v1/tokens", "Make a join token", TokenRequest, 201, OBJECT),
     ("get", "/api/v1/hosts", "Hosts that have joined", None, 200, OBJECT),
     ("post", "/api/v1/hosts/{host}/revoke", "Let a host in no more", rq.ReasonRequest, 200, OBJECT),
+    ("get", "/api/v1/farm", "The whole farm at a glance", None, 200, OBJECT),
+    ("get", "/api/v1/statistics", "How the farm did in the last hours", None, 200, OBJECT),
+    ("get", "/api/v1/me", "Who asks, and their role", None, 200, OBJECT),
+    ("get", "/api/v1/access-tokens", "Tokens with a name and a role", None, 200, OBJECT),
+    ("post", "/api/v1/access-tokens", "Make one", AccessTokenRequest, 201, OBJECT),
+    ("delete", "/api/v1/access-tokens/{name}", "End one", None, 200, OBJECT),
     ("get", "/api/v1/events", "Events on a WebSocket; after resumes", None, 101, ""),
     ("get", "/api/v1/openapi.json", "This document", None, 200, OBJECT),
     ("get", "/api/v1/schemas/job.json", "JSON Schema of a job", None, 200, OBJECT),
@@ -127,17 +163,28 @@ STATES: Final = {"type": "string", "enum": ["waiting", "running", "finished", "u
 
 QUERIES: dict[str, dict[str, dict[str, Any]]] = {
     "/api/v1/jobs": {
-        "state": STATES,
-        "outcome": STRING,
-        "worker": STRING,
-        "before": _whole(),
+        **dict.fromkeys(("state", "outcome", "name", "worker", "user", "host", "env", "arch", "platform"), STRING),
+        **dict.fromkeys(("since", "until", "jobs"), STRING),
+        **dict.fromkeys(("before", "after", "skip"), _whole()),
         "limit": _whole(1),
+        **dict.fromkeys(("brief", "count"), SWITCH),
     },
     "/api/v1/jobs/{job}": {"wait_s": _whole()},
     "/api/v1/jobs/{job}/log": {"offset": _whole(), "limit": _whole(), "follow": SWITCH, "attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/lines": {
+        "first": _whole(),
+        "count": _whole(1),
+        "last": SWITCH,
+        "attempt": _whole(1),
+    },
+    "/api/v1/jobs/{job}/log/index": {"attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/errors": {"attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/search": {"q": STRING, "regex": SWITCH, "attempt": _whole(1)},
+    "/api/v1/jobs/{job}/compare": {"with": _whole(1)},
     "/api/v1/environments/{name}": {"host": STRING},
     "/api/v1/coordinators/{host}/samples": {"seconds": _whole(1)},
-    "/api/v1/events": {"after": _whole()},
+    "/api/v1/statistics": {"hours": _whole(1), "by": STRING},
+    "/api/v1/events": {"after": _whole(), "watch": STRING},
 }
 
 

@@ -65,8 +65,28 @@ class ReasonRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which jobs are meant: some by number, or all that a filter finds."""
+
+    jobs: tuple[int, ...] = ()
+    filter: Mapping[str, str] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainRequest:
+    """Other requirements than the job's own; "" takes one away."""
+
+    requirements: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostRequest:
     host: str | None = None
+
+
+class NotAllowed(UserError):
+    """Who asks may not do that (HTTP 403)."""
 
 
 def parse(kind: type[T], body: bytes) -> T:
@@ -82,11 +102,7 @@ def parse(kind: type[T], body: bytes) -> T:
 def job_spec(request: JobRequest, where: str, user: str, infra_retries: int) -> JobSpec:
     """A request lowered to what is kept. Raises InvalidRequest for what can never run."""
     _check_recipe(request.recipe, where)
-    for key in request.requirements:
-        if key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(KEYS)}"
-            raise InvalidRequest(f"{where}: unknown requirement {key!r}", hint=hint)
+    check_requirements(request.requirements, where)
     retries = infra_retries if request.retries is None else request.retries
     if not 0 <= retries <= 100:
         raise InvalidRequest(f"{where}: retries = {retries}: must be 0 to 100")
@@ -101,6 +117,15 @@ def job_spec(request: JobRequest, where: str, user: str, infra_retries: int) -> 
         priority=request.priority,
         retries=retries,
     )
+
+
+def check_requirements(requirements: Mapping[str, str], where: str) -> None:
+    """Raise InvalidRequest for what no environment has."""
+    for key in requirements:
+        if key not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(KEYS)}"
+            raise InvalidRequest(f"{where}: unknown requirement {key!r}", hint=hint)
 
 
 def _check_recipe(recipe: Recipe, where: str) -> None:

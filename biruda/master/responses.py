@@ -10,7 +10,8 @@ from aiohttp import web
 
 from biruda.errors import BirudaError, NotFound, PeerError, UserError
 from biruda.master import requests as rq
-from biruda.master.joining import NotAdmitted, TooManyTries
+from biruda.master.joining import NotAdmitted
+from biruda.master.tries import TooManyTries
 
 log = logging.getLogger("biruda.api")
 
@@ -21,7 +22,7 @@ USER = web.RequestKey("user", str)
 TITLES = {
     400: "Bad request",
     401: "No valid token",
-    403: "Not admitted",
+    403: "Not allowed",
     404: "Not found",
     405: "No such method",
     408: "Too slow",
@@ -84,8 +85,10 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(409, str(error), error.hint, candidates=error.candidates)
     except rq.InvalidRequest as error:
         return problem(422, str(error), error.hint)
-    except NotAdmitted as error:
-        return problem(429 if isinstance(error, TooManyTries) else 403, str(error), error.hint)
+    except (NotAdmitted, rq.NotAllowed) as error:
+        return problem(403, str(error), error.hint)
+    except TooManyTries as error:
+        return problem(429, str(error), error.hint)
     except PeerError as error:
         return problem(400, str(error), error.hint)
     except UserError as error:

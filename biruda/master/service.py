@@ -17,6 +17,7 @@ from biruda.master import views
 from biruda.master.farm import Farm
 from biruda.master.hosts import Hosts, now
 from biruda.master.intake import Intake
+from biruda.master.runs import run_of
 from biruda.master.sources import Sources
 from biruda.master.spool import SMALL_LOG_BYTES, Spool
 from biruda.master.store import Published, Store, Unwritable, emitted
@@ -60,6 +61,7 @@ class Master:
         self.hosts = Hosts(self, sources)
         self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
         self.problem = ""  # why nothing can be recorded at the moment
+        self.on_recorded: Callable[[ev.SaveAttempt], None] | None = None  # told of each attempt that was
         self.next_event = store.last_event + 1
         self._inbox: list[tuple[ev.Event, asyncio.Future[None] | None]] = []
         self._wake = asyncio.Event()
@@ -163,6 +165,8 @@ class Master:
                 self.hosts.send(action.host, action.message)
             elif isinstance(action, ev.Drop):
                 self._drop(action)
+            elif isinstance(action, ev.SaveAttempt) and self.on_recorded is not None:
+                self.on_recorded(action)
         self.farm.leaving.clear()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -220,6 +224,7 @@ class Master:
         rows: list[ev.Save | Published] = []
         records: dict[int, list[dict[str, Any]]] = {}
         has_large = False
+        recorded_s = time.time()
         for save in saves:
             if not isinstance(save, ev.SaveAttempt):
                 rows.append(save)
@@ -235,7 +240,8 @@ class Master:
             else:
                 self._unsynced_bytes += len(small_log)
             records.setdefault(save.job, []).append(record)
-            rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log))
+            run = run_of(save, earlier, recorded_s)
+            rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), small_log, run))
         if has_large:
             self.spool.sync_names()
         self.store.prepare(rows, first_event)
@@ -340,11 +346,14 @@ class Master:
 
     async def retry(self, job: int) -> None:
         """Run a finished job again as its next attempt. Raises UserError when it has not ended or does not exist."""
+        await self.tell(self.retry_event(job))
+
+    def retry_event(self, job: int) -> ev.RetryRequested:
+        """What lets a finished job run again. Raises UserError when it has not ended or does not exist."""
         known = self.store.job_spec(job)
         if known is None:
             raise NotFound(f"there is no job {job}", hint="biruda jobs lists them")
         if job in self.farm.jobs or job in self.farm.leaving:
             raise UserError(f"job {job} has not ended yet", hint=f"biruda cancel {job} ends it")
         spec, last_attempt, submitted_s = known
-        event = ev.RetryRequested(job=job, spec=spec, last_attempt=last_attempt, submitted_s=submitted_s, at=now())
-        await self.tell(event)
+        return ev.RetryRequested(job=job, spec=spec, last_attempt=last_attempt, submitted_s=submitted_s, at=now())

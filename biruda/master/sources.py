@@ -57,6 +57,12 @@ class Sources:
         self.packs.assemble(recipe, wire.decode_chunks(_pieces(file)))
         self.packs.evict(self._limit_bytes)
 
+    def add_directory(self, directory: Path) -> str:
+        """The digest of the pack of a directory on this host. It blocks. Raises UserError."""
+        digest = self.packs.add_directory(directory)
+        self.packs.evict(self._limit_bytes)
+        return digest
+
     async def recipe(self, digest: str) -> bytes:
         """The compressed recipe of a pack; b"" for one that is not here."""
         if not self.packs.has(digest):

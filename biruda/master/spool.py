@@ -15,6 +15,7 @@ from biruda.errors import ConfigError
 from biruda.model import LogInfo
 
 PARTIAL = ".partial"
+INDEX = ".index"
 
 SMALL_LOG_BYTES = 64 * 1024
 """A log of so many bytes waits in the store for its fsync, many at once; a larger one has its own."""
@@ -40,6 +41,14 @@ class Spool:
 
     def partial_artifacts(self, job: int, attempt: int) -> Path:
         return self.directory / PARTIAL / f"{job}.{attempt}.d"
+
+    def times(self, job: int, attempt: int) -> Path:
+        """When the log's lines came. It is written while the attempt runs, and stays."""
+        return self.directory / INDEX / f"{job}.{attempt}.times"
+
+    def index(self, job: int, attempt: int) -> Path:
+        """Where the lines of a large log are. A cache."""
+        return self.directory / INDEX / f"{job}.{attempt}.lines"
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
@@ -144,6 +153,7 @@ class Spool:
     def drop(self, job: int, attempt: int) -> None:
         """Forget what came in of an attempt that is none."""
         self.partial_log(job, attempt).unlink(missing_ok=True)
+        self.times(job, attempt).unlink(missing_ok=True)
         shutil.rmtree(self.partial_artifacts(job, attempt), ignore_errors=True)
 
     def sweep(self, is_live: Callable[[int, int], bool]) -> None:

@@ -12,25 +12,28 @@ from biruda.convert import decode
 from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import views
+from biruda.master.runs import INSERT_RUN, Run
 from biruda.master.state import LiveJob, Placed, Waiting
 from biruda.messages import HostReport
 from biruda.model import JobSpec
 
-MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql")
+MIGRATIONS = ("0001.sql", "0002.sql", "0003.sql", "0004.sql", "0005.sql", "0006.sql")
 """Numbered, only ever added to; PRAGMA user_version counts those applied."""
 
 INSERT_QUEUED = """
     INSERT INTO jobs
-        (job, state, name, worker, outcome, reason, submitted_s, last_attempt, infra_failures, cancelling, spec)
-    VALUES (?, 'waiting', ?, ?, '', '', ?, ?, ?, '', ?)
+        (job, state, name, worker, user, outcome, reason, submitted_s, last_attempt, infra_failures, cancelling, spec)
+    VALUES (?, 'waiting', ?, ?, ?, '', '', ?, ?, ?, '', ?)
     ON CONFLICT (job) DO UPDATE
         SET state = 'waiting', outcome = '', reason = '', exit_status = NULL,
         finished_s = NULL,
         last_attempt = excluded.last_attempt, infra_failures = excluded.infra_failures,
-        cancelling = '', placement = NULL
+        cancelling = '', placement = NULL,
+        arch = '', platform = '', host = '', environment = '', started_s = NULL
 """
 UPDATE_PLACED = """
-    UPDATE jobs SET state = ?, last_attempt = ?, cancelling = ?, reason = ?, placement = ? WHERE job = ?
+    UPDATE jobs SET state = ?, last_attempt = ?, cancelling = ?, reason = ?,
+        arch = ?, platform = ?, host = ?, environment = ?, started_s = ?, placement = ? WHERE job = ?
 """
 UPDATE_FINISHED = """
     UPDATE jobs SET state = 'finished', outcome = ?, exit_status = ?, reason = ?, finished_s = ?, last_attempt = ?,
@@ -70,6 +73,7 @@ class Published(NamedTuple):
     attempt: int
     record: bytes
     log: bytes | None
+    run: Run
 
 
 class Store:
@@ -148,6 +152,7 @@ class Store:
             for save in saves:
                 if not isinstance(save, ev.Emit):
                     self._save(save)
+            self._writer.executemany(INSERT_RUN, [save.run for save in saves if isinstance(save, Published)])
             self._save_logs([save for save in saves if isinstance(save, Published) and save.log is not None])
             if events:
                 self._save_events(events, first_event)
@@ -190,6 +195,7 @@ class Store:
                     save.job,
                     spec.name,
                     spec.worker or "",
+                    spec.user,
                     save.submitted_s,
                     save.last_attempt,
                     save.infra_failures,
@@ -198,7 +204,9 @@ class Store:
             case ev.SavePlaced(placement=placement):
                 state = "placed" if placement.started_s is None else "running"
                 asked = (save.cancelling, save.reason)
-                execute(UPDATE_PLACED, (state, placement.attempt, *asked, orjson.dumps(placement), save.job))
+                there = placement.environment
+                place = (there.arch, there.platform, placement.host, there.name, placement.started_s)
+                execute(UPDATE_PLACED, (state, placement.attempt, *asked, *place, orjson.dumps(placement), save.job))
             case ev.SaveFinished():
                 row = (save.outcome.value, save.exit_status, save.reason, save.finished_s, save.attempt, save.job)
                 execute(UPDATE_FINISHED, row)
@@ -285,30 +293,6 @@ class Store:
                 views.attempt_summary(item) for item in self.attempts_before(row["job"], row["last_attempt"] + 1)
             ],
         }
-
-    def job_numbers(
-        self, *, state: str | None, outcome: str | None, worker: str | None, before: int | None, limit: int
-    ) -> list[tuple[int, str]]:
-        """(job, state) of the newest jobs that fit, newest first."""
-        clauses, values = ["1"], list[object]()
-        if state is not None:
-            clauses.append(
-                {
-                    "waiting": "state IN ('waiting', 'placed')",
-                    "running": "state = 'running'",
-                    "finished": "state = 'finished'",
-                    "unfinished": "state <> 'finished'",
-                }[state]
-            )
-        for column, value in (("outcome", outcome), ("worker", worker)):
-            if value is not None:
-                clauses.append(f"{column} = ?")
-                values.append(value)
-        if before is not None:
-            clauses.append("job < ?")
-            values.append(before)
-        statement = f"SELECT job, state FROM jobs WHERE {' AND '.join(clauses)} ORDER BY job DESC LIMIT ?"
-        return [(row[0], row[1]) for row in self._reader.execute(statement, (*values, limit))]
 
     def events_after(self, after: int, limit: int) -> list[dict[str, Any]]:
         """The next events of the stream."""

@@ -297,6 +297,8 @@ class Worker:
             if self._wire is not None:
                 self._alone_since_s = max(self._alone_since_s, self._wire.heard_at_s)
         conversation = self._orders.conversation
+        if conversation is not None and conversation.link.is_blocked:
+            conversation.link.flush()  # before more is sent: else that would wait until something else happens
         if conversation is not None and conversation.link.fileno() in ready:
             self._listen(conversation)
         attempt = self._orders.attempt
@@ -313,7 +315,8 @@ class Worker:
         conversation = self._orders.conversation
         if conversation is not None:
             conversation.tell_waiting(time.monotonic())
-            conversation.link.flush()
+            if not conversation.link.is_blocked:  # else poll says when, and that turn sends more too
+                conversation.link.flush()
             if conversation.link.lost:
                 self._disconnect()
 

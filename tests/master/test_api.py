@@ -6,7 +6,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import aiohttp
 import jsonschema
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from biruda import VERSION
 from biruda.link import Link, dial
-from biruda.master import api, api_joining, openapi
+from biruda.master import access, api, openapi
 from biruda.master import service as service_module
 from biruda.master.connections import Door
 from biruda.master.service import Master
@@ -101,14 +102,20 @@ class Client:
 
 @asynccontextmanager
 async def served(
-    home: Path, *, host_kind: type[FakeCoordinator] = FakeCoordinator, **report: Any
+    home: Path,
+    *,
+    host_kind: type[FakeCoordinator] = FakeCoordinator,
+    mount: Callable[[web.Application], None] = lambda app: None,
+    anonymous: access.Role | None = None,
+    **report: Any,
 ) -> AsyncIterator[Client]:
     """A master with one coordinator behind a Unix socket and a TCP port."""
     home.mkdir(exist_ok=True)
     async with running_master(home) as master:
         host = host_kind(**report)
         about = api.About(home=home, host="h1", started_s=1000.0, pids={"master": os.getpid()})
-        app = api.application(master, about, TOKEN)
+        app = api.application(master, about, TOKEN, anonymous)
+        mount(app)
         directory = os.open(home, os.O_PATH)  # the address of a Unix socket has room for 107 bytes
         try:
             async with (
@@ -156,7 +163,7 @@ async def test_over_tcp_every_request_needs_the_token(tmp_path: Path) -> None:
 async def test_over_the_socket_the_kernel_says_who_asks(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         job = await client.submit()
-        assert client.master.view(job)["user"] == api._user_name(os.getuid())
+        assert client.master.view(job)["user"] == access._user_name(os.getuid())
         mode = (tmp_path / "master.sock").stat().st_mode & 0o777
         assert mode == 0o600
     assert not (tmp_path / "master.sock").exists()
@@ -422,7 +429,7 @@ async def test_cancel_retry_and_why(tmp_path: Path) -> None:
         assert (await client.ask("POST", f"/api/v1/jobs/{job}/retry")).problem["status"] == 409
         answer = await client.ask("POST", f"/api/v1/jobs/{other}/cancel")
         assert (answer.status, answer.json["outcome"]) == (202, "cancelled")
-        assert answer.json["reason"] == f"cancelled by {api._user_name(os.getuid())}"
+        assert answer.json["reason"] == f"cancelled by {access._user_name(os.getuid())}"
         answer = await client.ask("POST", f"/api/v1/jobs/{other}/cancel", json={"reason": "x"})
         assert (answer.status, answer.problem["detail"]) == (409, "job 2 has already ended: cancelled")
         assert (await client.get(f"/api/v1/jobs/{other}/why"))["sentence"].startswith("it has ended: cancelled")
@@ -868,7 +875,7 @@ async def test_the_links_session_outlives_its_connections(tmp_path: Path) -> Non
 
 def routes() -> set[tuple[str, str]]:
     found = set()
-    for route in (*api.routes, *api_joining.routes):
+    for route in api.all_routes():
         assert isinstance(route, aiohttp.web.RouteDef)
         found.add((route.method.lower(), re.sub(r":[^}]*\}", "}", route.path)))
     return found - {("get", "/api/v1/link")}

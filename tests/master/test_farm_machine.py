@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from biruda.master import events as ev
 from biruda.master import views
 from biruda.master.farm import Farm
+from biruda.master.runs import run_of
 from biruda.master.state import AHEAD_MOST, AHEAD_S, LiveJob, Placed
 from biruda.master.store import Published, Store
 from biruda.messages import Assign, AttemptRecorded, AttemptReport, Cancel
@@ -187,7 +188,9 @@ class FarmMachine(RuleBasedStateMachine):
         for save in self.saves:
             if isinstance(save, ev.SaveAttempt):
                 record = views.attempt_record(save, [])
-                rows.append(Published(save.job, save.placement.attempt, orjson.dumps(record), b""))
+                rows.append(
+                    Published(save.job, save.placement.attempt, orjson.dumps(record), b"", run_of(save, [], 0.0))
+                )
             else:
                 rows.append(save)
         self.store.apply(rows, self.next_event)

@@ -20,7 +20,7 @@ from biruda.coordinator.credentials import Credentials, Joined
 from biruda.errors import NotFound, PeerError, UserError
 from biruda.link import Link, dial, new_session_id
 from biruda.master import joining as joining_module
-from biruda.master import linkserver
+from biruda.master import linkserver, tries
 from biruda.master.authority import Authority
 from biruda.master.joining import Joining
 from biruda.master.joinrecords import JoinRecords
@@ -200,7 +200,7 @@ async def test_the_same_host_may_join_again(farm: Farm) -> None:
 
 
 async def test_wrong_tokens_are_not_looked_at_for_ever(farm: Farm) -> None:
-    for _ in range(joining_module.MOST_WRONG):
+    for _ in range(tries.MOST):
         assert detail(await farm.join(bytes(10))) == (403, "this master has not made this token")
     status, answer = await farm.join(await farm.token())
     assert (status, answer["detail"], answer["hint"]) == (429, "too many wrong tokens came", "try again in 60 s")

@@ -15,6 +15,7 @@ from biruda.errors import ConfigError
 from biruda.master import events as ev
 from biruda.master import store as store_module
 from biruda.master import views
+from biruda.master.runs import run_of
 from biruda.master.state import Placed, Waiting
 from biruda.master.store import MIGRATIONS, Published, Store, Unwritable, emitted
 from biruda.messages import HostReport
@@ -69,7 +70,7 @@ def published(job: int, attempt: int = 1, outcome: Outcome = Outcome.PASSED, log
     save = ev.SaveAttempt(
         job=job, spec=job_spec(), submitted_s=1000.0 + job, placement=placement(attempt), result=result(outcome)
     )
-    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log)
+    return Published(job, attempt, orjson.dumps(views.attempt_record(save, [])), log, run_of(save, [], 3000.0))
 
 
 def emit(kind: str, job: int = 0, **body: Any) -> ev.Emit:
@@ -199,29 +200,6 @@ def test_a_job_that_was_cancelled_while_it_waited_again_tells_both(store: Store)
     assert [item["outcome"] for item in view["attempts"]] == ["infra"]
     assert store.earlier_attempts(1, 1) == []
     assert [item["attempt"] for item in store.earlier_attempts(1, 2)] == [1]
-
-
-def test_jobs_are_listed_by_what_is_asked(store: Store) -> None:
-    web = replace(job_spec(), worker="web")
-    saves = [queued(number, web if number % 2 else None) for number in range(1, 7)]
-    store.apply(
-        [*saves, placed(2), placed(3, started_s=1.0), placed(4), finished(4), finished(5, 0, Outcome.FAILED)], 1
-    )
-
-    def numbers(**wanted: Any) -> list[int]:
-        given = {"state": None, "outcome": None, "worker": None, "before": None, "limit": 100, **wanted}
-        return [number for number, _ in store.job_numbers(**given)]
-
-    assert numbers() == [6, 5, 4, 3, 2, 1]
-    assert numbers(limit=2) == [6, 5]
-    assert numbers(before=5, limit=2) == [4, 3]
-    assert numbers(state="waiting") == [6, 2, 1]
-    assert numbers(state="running") == [3]
-    assert numbers(state="finished") == [5, 4]
-    assert numbers(state="unfinished") == [6, 3, 2, 1]
-    assert numbers(outcome="failed") == [5]
-    assert numbers(worker="web") == [5, 3, 1]
-    assert numbers(worker="' OR 1") == []
 
 
 # Transactions.

@@ -133,11 +133,11 @@ class RealFarm:
     def cancel_all(self) -> None:
         """Every job has ended on return."""
         with contextlib.suppress(OSError, ApiError):
-            for job in self.get("/api/v1/jobs?state=unfinished&limit=1000")["jobs"]:
-                with contextlib.suppress(ApiError):
-                    self.post(f"/api/v1/jobs/{job['job']}/cancel", {})
-            for job in self.get("/api/v1/jobs?state=unfinished&limit=1000")["jobs"]:
-                self.get(f"/api/v1/jobs/{job['job']}?wait_s=20")
+            while jobs := self.get("/api/v1/jobs?state=unfinished&limit=1000&brief=1")["jobs"]:
+                self.post("/api/v1/jobs/cancel", {"jobs": [job["job"] for job in jobs]})
+                for job in jobs:
+                    if job["attempt"] is not None:
+                        self.get(f"/api/v1/jobs/{job['job']}?wait_s=20")
 
     # The API.
 

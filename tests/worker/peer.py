@@ -88,6 +88,7 @@ class Peer:
         self.is_closed = False
         self.reads = True  # False: takes nothing from the socket, as a stuck peer
         self.acknowledges = True
+        self.is_lazy = False  # True: acknowledges a part of the window only when that is used up, as a coordinator
         self.first_data_at = 0.0
         self._parser = FrameParser()
         self._buffer = memoryview(bytearray(1 << 20))
@@ -128,7 +129,7 @@ class Peer:
                     self.messages.append(decode_from_worker(item.payload))
                 if self.session.handled(item) and self.acknowledges:
                     self.raw(self.session.ack())
-        if self.session.ack_due and self.acknowledges:
+        if self.session.ack_due and self.acknowledges and not self.is_lazy:
             self.raw(self.session.ack())
 
     def _sink(self, header: DataHeader) -> Sink:

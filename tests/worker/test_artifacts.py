@@ -182,3 +182,15 @@ def test_the_worker_answers_while_it_collects() -> None:
         worker.peer.cancel()
         result = worker.peer.result(2)
         assert (result.outcome, result.artifacts) == (Outcome.CANCELLED, ())
+
+
+def test_a_large_artifact_comes_whole_to_a_peer_that_acknowledges_seldom() -> None:
+    """What finds the socket full goes on when it has room, and not only when something else comes."""
+    size = 40 << 20
+    with start_process() as worker:
+        worker.peer.is_lazy = True
+        result = worker.peer.run(shell(f"head -c {size} /dev/zero > big"), artifacts=("big",))
+        (artifact,) = result.artifacts
+        worker.peer.fetch(1, artifact.bytes)
+        assert worker.peer.channels[1].sha256.hexdigest() == artifact.sha256
+        worker.peer.record()
