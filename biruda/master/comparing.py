@@ -6,7 +6,7 @@ from typing import Any
 
 from biruda.master.views import View
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 1 << 20
 """Of each log so many bytes are compared."""
 
 MAX_NEW = 200

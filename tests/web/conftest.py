@@ -57,9 +57,9 @@ steps = ["true"]
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium. It has a loop of its own, beside which no test of another package could have one."""
     if not CHROMIUM.exists():
         pytest.skip("no /usr/bin/chromium: apt-get install chromium")
     with sync_playwright() as playwright:
@@ -68,7 +68,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lived(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A farm that has a past, something that runs, and something that waits."""
     with site(tmp_path_factory.mktemp("web") / "h", browser, CONFIG) as it:

@@ -71,6 +71,7 @@ function tell() {
   if (source === null) return;
   button("follow").hidden = !source.growing;
   const parts = [];
+  if (source.growing && source.bytes === 0) return setText(words, "nothing printed yet");
   if (!source.isKnown && source.bytes > 0) parts.push(`reading it: ${Math.floor((source.indexed / source.bytes) * 100)} %`);
   else if (source.isKnown) parts.push(`${number(source.total)} ${source.total === 1 ? "line" : "lines"}`);
   if (source.growing) parts.push("growing", size(source.bytes));
@@ -397,7 +398,7 @@ async function compare() {
   section.replaceChildren(...[h("h2", {}, "What changed ", h("small", {}, "since ", h("a", { href: `/jobs/${answer.with}` }, `${answer.with}, which passed`))),
     facts.length === 0 ? h("p", {}, "The same source, environment and times.") : h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["", "then", "now"].map((name) => h("th", {}, name)))),
       h("tbody", {}, facts.map((item) => h("tr", {}, h("td", {}, shown(item.fact)), h("td", { class: "words" }, shown(item.before ?? "–")), h("td", { class: "words" }, shown(item.after ?? "–"))))))),
-    lines.length === 0 ? null : h("details", { open: lines.length <= 20 }, h("summary", {}, `${number(answer.log.count)} lines that it did not print then${answer.log.complete ? "" : ", of the first 4 MiB"}`), h("div", { class: "new-lines scroll" }, lines))].filter(Boolean));
+    lines.length === 0 ? null : h("details", { open: lines.length <= 20 }, h("summary", {}, `${number(answer.log.count)} lines that it did not print then${answer.log.complete ? "" : ", of the first MiB"}`), h("div", { class: "new-lines scroll" }, lines))].filter(Boolean));
   section.hidden = false;
   section.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='?line=']");
