@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: help setup system-packages demo test test-matrix fast check format static bench soak clean
+.PHONY: help setup system-packages demo six test test-matrix test-slow fast check format static bench soak clean
 
 help: ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,9 @@ demo: setup ## A farm on this machine builds GNU hello in three environments at 
 
 static: system-packages ## dist/biruda, the one executable, with the static workers of all architectures
 	./build-static.sh
+
+six: static ## GNU hello in six kinds of places by one `biruda run` of the executable: root, and an hour
+	@scripts/six-kinds
 
 test: setup ## Everything that CI runs
 	@scripts/test
@@ -44,8 +47,15 @@ format: $(STAMP)
 bench: setup ## Latency, throughput and memory, as ratios in one run
 	$(PYTHON) -m tests.bench
 
-soak: setup static ## The slow proofs, and every architecture
+test-slow: setup static ## All tests with those that take minutes, on every architecture
+	@scripts/system-packages --slow
 	$(PYTHON) -m pytest -q -m "system or slow"
 
+soak: setup dist/workers ## Break a farm for ten minutes and look what it lost; ROUNDS=1000, SEED=7: docs/reliability.md
+	$(PYTHON) -m tests.soak $(SOAK)
+
+dist/workers:
+	./build-static.sh --workers --arch own
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist .six .mypy_cache .ruff_cache .pytest_cache .hypothesis

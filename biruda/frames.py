@@ -141,18 +141,19 @@ class Session:
         """The frame of one control message. Messages are not bounded by credit."""
         if len(payload) + 9 > MAX_FRAME_BYTES:
             raise ValueError(f"a message of {len(payload)} bytes does not fit a frame")
-        return self._number(FrameType.MESSAGE, payload, 0)
+        return self._number(FrameType.MESSAGE, b"", payload, 0)
 
     def data(self, header: DataHeader, payload: bytes | memoryview) -> bytes:
         """The frame of one piece of data; ask credit_bytes first."""
         if len(payload) + _DATA.size + 9 > MAX_FRAME_BYTES:
             raise ValueError(f"a piece of {len(payload)} bytes does not fit a frame")
         head = _DATA.pack(header.job, header.attempt, header.channel, header.offset, min(header.elapsed_ms, 0xFFFFFFFF))
-        return self._number(FrameType.DATA, b"".join((head, payload)), len(payload))
+        return self._number(FrameType.DATA, head, payload, len(payload))
 
-    def _number(self, kind: FrameType, body: bytes, data_bytes: int) -> bytes:
+    def _number(self, kind: FrameType, head: bytes, body: bytes | memoryview, data_bytes: int) -> bytes:
         self._sent += 1
-        frame = b"".join((_HEAD.pack(9 + len(body), kind), _SEQ.pack(self._sent), body))
+        length = 9 + len(head) + len(body)
+        frame = b"".join((_HEAD.pack(length, kind), _SEQ.pack(self._sent), head, body))  # the body's only copy
         self._kept.append((self._sent, frame, data_bytes))
         self._in_flight_bytes += data_bytes
         return frame

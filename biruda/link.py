@@ -196,12 +196,7 @@ class Link:
             self.last_heard_s = asyncio.get_running_loop().time()
             if opened is not None:
                 opened()
-            async with asyncio.TaskGroup() as tasks:
-                others = [tasks.create_task(self._write_all(transport), name=f"{self.name} writer")]
-                if keepalive:
-                    others.append(tasks.create_task(self._keep_alive(run), name=f"{self.name} pings"))
-                run.reader = tasks.create_task(self._read_all(run, handle, early), name=f"{self.name} reader")
-                run.reader.add_done_callback(lambda _: [task.cancel() for task in others])
+            await self._carry(run, handle, early, keepalive=keepalive)
         except* ConnectionError:
             pass
         finally:
@@ -211,6 +206,36 @@ class Link:
                 self._outgoing = []
             run.ended.set()
             await transport.close()
+
+    async def _carry(self, run: _Run, handle: Handle, early: bytes, *, keepalive: bool) -> None:
+        """Read, write and ping, until the reader ends or one of them fails.
+
+        None of the tasks raises: until Python 3.13 a task group cancels its parent for that, and where the parent waits
+        for its end already, never takes it back; and a cancellation that comes at the same moment is lost.
+        """
+        parts: list[asyncio.Task[None]] = []
+        failures: list[Exception] = []
+
+        async def part(work: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await work()
+            except Exception as error:  # raised again below
+                failures.append(error)
+                end_all()
+
+        def end_all() -> None:
+            for task in parts:
+                task.cancel()
+
+        async with asyncio.TaskGroup() as tasks:
+            parts.append(tasks.create_task(part(lambda: self._write_all(run.transport)), name=f"{self.name} writer"))
+            if keepalive:
+                parts.append(tasks.create_task(part(lambda: self._keep_alive(run)), name=f"{self.name} pings"))
+            run.reader = tasks.create_task(part(lambda: self._read_all(run, handle, early)), name=f"{self.name} reader")
+            run.reader.add_done_callback(lambda _: end_all())
+            parts.append(run.reader)
+        if failures:
+            raise ExceptionGroup(f"{self.name} broke", failures)
 
     async def end(self) -> None:
         """End the run that is going on, if there is one: on return its handle() is not running any more."""

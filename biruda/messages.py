@@ -17,7 +17,7 @@ from biruda.convert import encode as convert_encode
 from biruda.errors import PeerError
 from biruda.model import AttemptResult, EnvironmentReport, Facts, KindReport, Recipe, Sample, StepResult, WorkerReport
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both ends of a link must name the same number in HELLO and WELCOME."""
 
 
@@ -41,7 +41,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """(W) Run these. Answered by AttemptStarted for each, or AttemptEnded when it cannot start."""
+    """(W) Run these, a worker one after the other. Answered by AttemptStarted for each, or AttemptEnded."""
 
     assignments: tuple[Assignment, ...]
 
@@ -54,6 +54,14 @@ class Cancel:
     attempt: int
     outcome: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unassign:
+    """(to a worker) Do not begin it. Answered by Unassigned, or not at all where it has begun."""
+
+    job: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +226,14 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unassigned:
+    """It had not begun, and is not here any more."""
+
+    job: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerHello:
     """First message on every connection: who answers, where it landed, and what it holds."""
 
@@ -235,6 +251,7 @@ class WorkerHello:
     awaits_source: bool = False  # its source pack has not come as a whole
     arch: str = ""  # what an injected worker was built for
     boot_id: str = ""  # of the kernel that an injected worker runs on
+    others: tuple[tuple[int, int], ...] = ()  # (job, attempt) of those that wait here, or ended and are told again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,8 +286,8 @@ ToMaster = (
     | CommandDone
     | Notice
 )
-ToWorker = Attach | Assign | Cancel | StreamsWanted | AttemptRecorded
-FromWorker = WorkerHello | WorkerIdle | StepStarted | StepEnded | AttemptEnded | Notice
+ToWorker = Attach | Assign | Unassign | Cancel | StreamsWanted | AttemptRecorded
+FromWorker = WorkerHello | WorkerIdle | Unassigned | StepStarted | StepEnded | AttemptEnded | Notice
 
 
 def _by_name(union: Any) -> dict[str, type]:

@@ -7,12 +7,16 @@ started by vfork, so the size of the caller does not matter, except where anothe
 import errno
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from biruda.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    import subprocess
 
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 _BLOCK_BYTES = 512
@@ -46,6 +50,10 @@ class Exit:
     peak_rss_bytes: int
     read_bytes: int = 0  # from storage, 0 where the system does not tell
     written_bytes: int = 0
+
+
+_MOST_INHERITED = 256
+"""So many are looked at where the system does not list them."""
 
 
 class Child:
@@ -94,6 +102,11 @@ class Child:
             self.pidfd = -1
 
 
+def prepare() -> None:
+    """Import what start() may take, for who can import nothing any more when it is called."""
+    import subprocess  # noqa: F401
+
+
 def start(
     argv: Sequence[str],
     *,
@@ -101,7 +114,7 @@ def start(
     cwd: str,
     stdin: int,
     stdout: int,
-    stderr: int = subprocess.STDOUT,
+    stderr: int | None = None,
     account: Account | None = None,
     umask: int = _UMASK,
     alone: bool = False,
@@ -114,13 +127,15 @@ def start(
     switch = account is not None and account.uid != os.geteuid()
     if alone and not switch and umask == _UMASK and hasattr(os, "posix_spawn"):
         return Child(_spawn(argv, env, cwd, (stdin, stdout, stderr)))
+    import subprocess  # here: most workers never need it, and say hello before they do
+
     popen = subprocess.Popen(
         argv,
         env=env,
         cwd=cwd,
         stdin=stdin,
         stdout=stdout,
-        stderr=stderr,
+        stderr=subprocess.STDOUT if stderr is None else stderr,
         close_fds=True,
         start_new_session=True,
         restore_signals=True,
@@ -133,18 +148,27 @@ def start(
 
 
 def own_process() -> None:
-    """This process is its caller's alone: its umask and its directory become those of start()."""
+    """This process is its caller's alone: its umask and directory become those of start(), and no descriptor is left
+    that its children would inherit."""
     os.umask(_UMASK)
     os.chdir("/")
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        descriptors = list(range(_MOST_INHERITED))
+    for descriptor in descriptors:
+        if descriptor > 2:
+            with suppress(OSError):
+                os.set_inheritable(descriptor, False)
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, standard: tuple[int, int, int]) -> int:
+def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, standard: tuple[int, int, int | None]) -> int:
     """By posix_spawn(3), a sixth of what Popen costs. It knows no directory, so the caller goes there and back."""
     stdin, stdout, stderr = standard
     actions = [
         (os.POSIX_SPAWN_DUP2, stdin, 0),
         (os.POSIX_SPAWN_DUP2, stdout, 1),
-        (os.POSIX_SPAWN_DUP2, stdout if stderr == subprocess.STDOUT else stderr, 2),
+        (os.POSIX_SPAWN_DUP2, stdout if stderr is None else stderr, 2),
     ]
     os.chdir(cwd)
     try:

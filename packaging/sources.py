@@ -22,22 +22,23 @@ def pinned(name: str) -> dict[str, str]:
 def unpack(name: str, target: Path) -> None:
     """Fetch a source where it is not cached, and unpack it as target. Raises BuildProblem."""
     target.mkdir(parents=True)
-    argv = ["tar", "-xf", _tarball(name), "-C", target, "--strip-components=1", "--no-same-owner"]
+    argv = ["tar", "-xf", tarball(name), "-C", target, "--strip-components=1", "--no-same-owner"]
     run(argv, cwd=target, log=target.with_name(f"unpack-{name}.log"), env=clean_environment())
 
 
-def _tarball(name: str) -> Path:
+def tarball(name: str) -> Path:
+    """The file as it was fetched, now or earlier. Raises BuildProblem."""
     pin = pinned(name)
     folder = cache_root() / "sources"
     folder.mkdir(exist_ok=True)
-    tarball = folder / Path(pin["path"]).name
-    if not tarball.is_file():
-        _fetch(pin, tarball)
-    if (found := hashlib.sha256(tarball.read_bytes()).hexdigest()) != pin["sha256"]:
+    file = folder / Path(pin["path"]).name
+    if not file.is_file():
+        _fetch(pin, file)
+    if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != pin["sha256"]:
         raise BuildProblem(
-            f"{tarball}: its SHA-256 is {found}, not {pin['sha256']}", hint="remove it; it is fetched again"
+            f"{file}: its SHA-256 is {found}, not {pin['sha256']}", hint="remove it; it is fetched again"
         )
-    return tarball
+    return file
 
 
 def _fetch(pin: dict[str, str], tarball: Path) -> None:

@@ -25,7 +25,9 @@ def build_workers(arches: Sequence[str], output: Path) -> list[Path]:
 
 def _freeze(frozen: Path) -> None:
     """The modules are the same for every target: bytecode knows no architecture."""
-    argv = [build_python(), "-I", "-S", "-B", HERE / "worker" / "freeze.py", CHECKOUT, frozen]
+    # Nothing compiled earlier is read: what marshal writes depends on whether a constant came from such a file.
+    python = [build_python(), "-I", "-S", "-B", "-X", f"pycache_prefix={frozen}/none"]
+    argv = [*python, HERE / "worker" / "freeze.py", CHECKOUT, frozen]
     done = subprocess.run(argv, capture_output=True, text=True, env=clean_environment(), check=False)
     if done.returncode != 0:
         raise BuildProblem(done.stderr.strip().removeprefix("build-static: "))
@@ -35,7 +37,7 @@ def _freeze(frozen: Path) -> None:
 def _link(arch: str, frozen: Path, output: Path) -> Path:
     target, python = TARGETS[arch], cpython(arch)
     unlinked = frozen / arch
-    native = [HERE / "native" / name for name in ("worker.c", "biruda_module.c")]
+    native = [HERE / "native" / name for name in ("worker.c", "biruda_module.c", "sha256.c")]
     argv = [
         *compile_argv(target),
         *("-static", "-s", "-Wl,--gc-sections", "-Wall", "-Wextra", "-Wno-unused-parameter"),

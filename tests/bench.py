@@ -15,13 +15,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from tests.dockerd import docker_daemon, need_worker
+from tests.machines import make_files
 from tests.system.conftest import BUSYBOX, CONFIG, make_busybox_root
-from tests.system.farm import RealFarm, Unix, farm
+from tests.system.farm import RealFarm, Unix, farm, until
 
 MIB = 1 << 20
 
@@ -77,10 +81,11 @@ def task_spooler_per_s(count: int) -> float | None:
     return round(rate)
 
 
-def first_byte(real: RealFarm, env: str, count: int) -> tuple[list[float], list[float]]:
-    """Seconds from the submit to the first log byte, and to the recorded end, on an idle farm."""
+def first_byte(real: RealFarm, env: str, count: int, rest_s: float = 0.0) -> tuple[list[float], list[float]]:
+    """Seconds from the submit to the first log byte, and to the recorded end, on an idle farm that rests between."""
     firsts, ends = [], []
     for _ in range(count):
+        time.sleep(rest_s)
         began = time.perf_counter()
         number = real.submit("echo x", env=env)
         connection = Unix(real.home / "master.sock")
@@ -91,6 +96,42 @@ def first_byte(real: RealFarm, env: str, count: int) -> tuple[list[float], list[
         real.finished(number)
         ends.append(time.perf_counter() - began)
     return firsts, ends
+
+
+def first_bytes_elsewhere(scratch: Path, count: int) -> dict[str, Any]:
+    """The same in containers and machines, where there are any: with a spare, without, and booted."""
+    results: dict[str, Any] = {}
+    root = scratch / "elsewhere"
+    make_busybox_root(root)
+    with suppress(pytest.skip.Exception), docker_daemon() as daemon:
+        need_worker()
+        daemon.import_tree(root, "biruda-bench/tiny")
+        config = f'[coordinator]\ndocker_socket = "{daemon.socket}"\n'
+        for name, spares in (("docker-spare", 1), ("docker-cold", 0)):
+            config += (
+                f'[[environment]]\nname = "{name}"\nkind = "docker"\nimage = "biruda-bench/tiny"\nspares = {spares}\n'
+            )
+        with farm(scratch / "d", config) as real:
+            for name in ("docker-spare", "docker-cold"):
+                firsts, _ = first_byte(real, name, count, rest_s=1)
+                results[f"{name}: submit to first byte ms, p50 / p95"] = [median_ms(firsts), p95_ms(firsts)]
+    with suppress(pytest.skip.Exception):
+        files = make_files(scratch / "machines", root, platform="busybox1.35")
+        kinds: dict[str, dict[str, Any]] = {"qemu-spare": {"spares": 1}, "qemu-clone": {"spares": 0}}
+        if os.path.exists("/dev/net/tun"):
+            kinds["qemu-booted"] = {"spares": 0, "network": "bridge"}  # which knows no templates
+        config = "".join(files.toml(name, **more) for name, more in kinds.items())
+        with farm(scratch / "q", config) as real:
+            for name in kinds:
+                until(f"{name} is ready", lambda name=name: _is_warm(real, name), 300)
+                firsts, _ = first_byte(real, name, count, rest_s=4)
+                results[f"{name}: submit to first byte ms, p50 / p95"] = [median_ms(firsts), p95_ms(firsts)]
+    return results
+
+
+def _is_warm(real: RealFarm, env: str) -> bool:
+    shown = real.get(f"/api/v1/environments/{env}")
+    return bool(shown["usable"]) and any("machine " in sentence for sentence in shown["evidence"])
 
 
 def jobs_per_s(real: RealFarm, env: str, count: int) -> float:
@@ -209,6 +250,8 @@ def measure(quick: bool) -> dict[str, Any]:
             real.finished(real.submit("true", env="host"))
             time.sleep(1)
             results["idle"] = idle(real, 5 if quick else 30)
+        if os.getuid() == 0 and BUSYBOX.exists():
+            results |= first_bytes_elsewhere(scratch, 5 if quick else 15)
     return results
 
 

@@ -2,11 +2,9 @@
 
 import pytest
 
-SLOW = (  # boot machines, emulated ones where there is no KVM; start a Docker daemon and many containers
-    "tests/coordinator/spawners/test_qemu.py",
-    "tests/system/test_qemu.py",
-    "tests/system/test_docker.py",
-)
+from tests.machines import machine_cache, machine_files
+
+__all__ = ["machine_cache", "machine_files"]  # one template for the tests of every directory
 
 REAL = (
     "tests/system/",
@@ -24,5 +22,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(REAL):
             item.add_marker(pytest.mark.system)
-        if item.nodeid.startswith(SLOW):
-            item.add_marker(pytest.mark.slow)

@@ -1,5 +1,6 @@
 """What tests of virtual machines need: a kernel from this host's own mirrors, an image of a small root, a worker."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from biruda.coordinator.envbuild.tools import Tools
 from biruda.coordinator.spawners.qemu.argv import SYSTEMS
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.model import Kind
+from tests.coordinator.spawners.support import busybox_root
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,23 @@ class MachineFiles:
     def toml(self, name: str = "vm", **more: object) -> str:
         """The same, as it is written in biruda.conf."""
         keys = {"kind": "qemu", **{key: str(value) for key, value in vars(self).items()}}
-        lines = "".join(f'{key} = "{value}"\n' for key, value in {"disk_bytes": "256 MiB", **keys, **more}.items())
+        values = {"disk_bytes": "256 MiB", **keys, **more}.items()
+        lines = "".join(f"{key} = {value if isinstance(value, int) else json.dumps(value)}\n" for key, value in values)
         return f'[[environment]]\nname = "{name}"\n{lines}\n'
+
+
+@pytest.fixture(scope="session")
+def machine_files(tmp_path_factory: pytest.TempPathFactory) -> MachineFiles:
+    """A small root and this host's kernel, for all tests of a session."""
+    directory = tmp_path_factory.mktemp("machines")
+    need_machines()
+    return make_files(directory / "files", busybox_root(directory / "tree"))
+
+
+@pytest.fixture(scope="session")
+def machine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's template and verdict are: made by the first test that needs them."""
+    return tmp_path_factory.mktemp("machines-cache")
 
 
 def need_machines(arch: str = "amd64") -> None:

@@ -306,3 +306,39 @@ def test_everything_is_handled_once_and_in_order_over_a_line_that_is_cut(
         assert two.handled == one.sent
         assert one.session.kept_frames == 0
         assert one.session.credit_bytes == 400
+
+
+# A stream that was damaged on its way.
+
+damages = st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=4), st.integers(0, 8)), min_size=1, max_size=3)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=30), st.tuples(headers, st.binary(max_size=30))), max_size=6), damages)
+def test_a_damaged_stream_is_taken_up_to_the_damage_or_refused(
+    items: list[bytes | tuple[DataHeader, bytes]], damaged: list[tuple[int, bytes, int]]
+) -> None:
+    sender, receiver = Session(), Session()
+    sent = [sender.message(item) if isinstance(item, bytes) else sender.data(*item) for item in items]
+    stream = b"".join(sent)
+    first = len(stream)
+    for place, put, lost in damaged:
+        place %= len(stream) + 1
+        first = min(first, place)
+        stream = stream[:place] + put + stream[place + lost :]
+    whole = 0
+    while whole < len(sent) and len(b"".join(sent[: whole + 1])) <= first:
+        whole += 1
+    taken = 0
+    try:
+        for frame in FrameParser().feed(stream):
+            if frame.type in (FrameType.MESSAGE, FrameType.DATA):
+                item = receiver.accept(frame)
+                if item is not None:
+                    receiver.handled(item)
+                    taken += 1
+            elif frame.type is FrameType.ACK:
+                receiver.acknowledged(frame)
+    except PeerError:
+        pass
+    assert receiver.received == taken
+    assert taken >= whole or first < len(stream)

@@ -206,7 +206,7 @@ ONLY = {
         *("biruda.master.api", "biruda.master.api_joining", "biruda.master.api_logs", "biruda.master.api_jobs"),
         *("biruda.master.responses", "biruda.master.asking", "biruda.master.access", "biruda.master.api_access"),
         *("biruda.master.api_statistics", "biruda.master.api_farm", "biruda.master.api_importing"),
-        *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling"),
+        *("biruda.master.linking", "biruda.master.linkserver", "biruda.master.dialling", "biruda.master.connections"),
         *("biruda.transports", "biruda.cli", "biruda.webui"),
         "biruda.coordinator.spawners.docker_api",
     ),

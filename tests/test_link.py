@@ -239,6 +239,45 @@ async def test_nothing_leaves_before_what_has_to_be_done_before(
         await one.link.close()
 
 
+@dataclass
+class Breaking(Cutting):
+    """A transport that cannot be written to, and of which nothing more comes."""
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.sleep(0)
+        raise ConnectionResetError("broken")
+
+    async def receive(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_who_carries_a_link_is_cancelled_by_others_only(is_cancelled: bool) -> None:
+    """A connection that breaks while something is written ends like any other, and a cancel at that moment counts."""
+    inner, _ = await by_memory()
+    side = dialler()
+    went_on = False
+
+    async def redial() -> None:
+        nonlocal went_on
+        this = asyncio.current_task()
+        assert this is not None
+        side.link.post(b"first")
+        if is_cancelled:
+            asyncio.get_running_loop().call_soon(this.cancel)
+        await side.link.run(Breaking(inner, 0), 0, side.handle)
+        assert not this.cancelling()
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        went_on = True
+
+    task = asyncio.get_running_loop().create_task(redial())
+    await asyncio.wait([task])
+    assert task.cancelled() == is_cancelled
+    assert went_on != is_cancelled
+
+
 async def test_what_came_right_behind_the_welcome_is_not_lost() -> None:
     """A byte stream may give both in one piece."""
     mine, theirs = await by_socketpair()

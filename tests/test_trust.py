@@ -8,6 +8,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -279,6 +280,37 @@ async def test_strangers_are_bounded(farm: Authority, monkeypatch: pytest.Monkey
         for _, writer in (*guests, friend, again):
             writer.close()
     assert told == ["more than 3 connections without a certificate in 0.3 s"]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.1])
+async def test_a_stranger_that_has_left_is_not_cut_again(
+    farm: Authority, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    monkeypatch.setattr(acceptor, "GUEST_S", 0.2)
+    faults, over = list[dict[str, Any]](), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: faults.append(context))
+
+    class Hasty(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            if pause_s:
+                loop.call_later(pause_s, self.leave, transport)
+            else:
+                self.leave(transport)
+            loop.call_later(acceptor.GUEST_S + 0.1, over.set)
+
+        def leave(self, transport: asyncio.BaseTransport) -> None:
+            transport.close()
+            transport.close()  # as aiohttp does
+
+    server = tls.listening(farm.sign(Role.MASTER, "", life_s=None), farm.file)
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with accepting([listener], server, Hasty, Complaints()), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=tls.trusting_nobody())
+        assert await reader.read() == b""
+        writer.close()
+        await over.wait()
+    assert faults == []
 
 
 def test_a_complaint_is_told_once_and_not_by_everybody(caplog: pytest.LogCaptureFixture) -> None:

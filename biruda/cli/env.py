@@ -109,6 +109,7 @@ def remove(name: str, host: str | None) -> None:
 @click.option("--arch", metavar="A", help="Such as i386.  [default: this host's]")
 @click.option("--include", "packages", multiple=True, metavar="PKG,...", help="More packages to install.")
 @click.option("--mirror", metavar="URL", help="Where the suite's packages come from.")
+@click.option("--keyring", type=click.Path(path_type=Path), metavar="F", help="Of who signs those.  [default: apt's]")
 @click.option("--tarball", type=click.Path(path_type=Path), metavar="F", help="A root tree, packed.")
 @click.option("--directory", type=click.Path(path_type=Path), metavar="D", help="A root tree, copied.")
 @click.option("--emulate", is_flag=True, help="Have the kernel run a foreign --arch by qemu-user, until the next boot.")
@@ -123,6 +124,7 @@ def build(
     arch: str | None,
     packages: tuple[str, ...],
     mirror: str | None,
+    keyring: Path | None,
     tarball: Path | None,
     directory: Path | None,
     kernel: Path | None,
@@ -137,8 +139,8 @@ def build(
     if image is not None and _is_default("kind"):
         kind = "docker"
     _check_source(kind, image, suite, tarball, directory)
-    if suite is None and (packages or mirror):
-        raise UsageError("--include and --mirror go with --suite: a root tree is taken as it is")
+    if suite is None and (packages or mirror or keyring):
+        raise UsageError("--include, --mirror and --keyring go with --suite: a root tree is taken as it is")
     if kernel is not None and kind != "qemu":
         raise UsageError("--kernel goes with --kind qemu: others run on this host's")
     from biruda.cli.detach import make_home
@@ -161,13 +163,14 @@ def build(
         tarball=tarball,
         directory=directory,
         mirror=mirror,
+        keyring=keyring,
         replace=replace,
         fresh=fresh,
         emulate=emulate,
         proxies=proxies(os.environ),
         progress=lambda text: err().line(f"biruda: {escape(text)}"),
     )
-    return _register(options.client(timeout_s=_LOOK_S), name)
+    return _register(options.client(timeout_s=_LOOK_S), name, anew=replace)
 
 
 def _check_source(kind: str, image: str | None, *sources: object) -> None:
@@ -184,10 +187,13 @@ def _is_default(option: str) -> bool:
     return click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
 
 
-def _register(client: Client, name: str) -> int:
+def _register(client: Client, name: str, *, anew: bool) -> int:
+    """Have it taken in. anew: it was there, and its configuration may say the same as before."""
     try:
         host = client.get("status").text("host")
         client.post(f"coordinators/{quote(host)}/reload")
+        if anew:
+            client.post(f"environments/{quote(name)}/probe", {"host": host})
         answer = client.get(f"environments/{quote(name)}", host=host)
     except NoMaster:
         out().line(f"environment {escape(name)} is built; the next biruda up takes it in")

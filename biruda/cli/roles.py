@@ -112,10 +112,13 @@ async def _until_stopped(home: Path, config: Config, *, master: bool, coordinato
         running = await stack.enter_async_context(_master(home, config, alone=not coordinator)) if master else None
         if coordinator:
             host = await stack.enter_async_context(_coordinator(home, config, running))
-            async with asyncio.timeout(READY_S):
-                await host.ready.wait()
-                while running is not None and not running.farm.knows(host.host):
-                    await running.changed()
+            try:
+                async with asyncio.timeout(READY_S):
+                    await host.ready.wait()
+                    while running is not None and not running.farm.knows(host.host):
+                        await running.changed()
+            except TimeoutError:  # to end would help nobody: the next start would meet the same
+                log.warning("workers of an earlier run or environments have not answered in %g s; going on", READY_S)
         _settle_memory()
         _say_ready()
         log.info("ready: home=%s", home)

@@ -19,8 +19,8 @@ class Spool:
         if not job.spool:
             return ""
         path = os.path.join(self._find(), f"{job.spool}.log")
-        relative = os.path.relpath(path) if os.path.isabs(path) else path
-        return path if relative.startswith("..") else relative
+        below = os.getcwd().rstrip("/") + "/"
+        return path.removeprefix(below) if below != "/" else path
 
     def _find(self) -> str:
         if self._directory is None:

@@ -13,10 +13,10 @@ from biruda.config import docker_socket, find_config, load
 from biruda.coordinator import envbuild
 from biruda.coordinator.attempts import Attempt
 from biruda.coordinator.environments import EnvironmentState
-from biruda.coordinator.ledger import Entry
+from biruda.coordinator.ledger import Entry, Given
 from biruda.coordinator.outbox import log_info
 from biruda.coordinator.pool import facts_inside
-from biruda.coordinator.spawners.protocol import Warming
+from biruda.coordinator.spawners.protocol import Warming, log_file
 from biruda.errors import EnvironmentFault, UserError
 from biruda.model import Outcome
 
@@ -35,17 +35,33 @@ async def adopt(host: "Coordinator") -> None:
         attempt.sent_bytes = None
         attempt.started_s = ended.result.started_s
         host.attempts[attempt.key] = attempt
-    for entry in list(host.ledger.entries.values()):
-        await _adopt_worker(host, entry)
+    async with asyncio.TaskGroup() as tasks:  # one that does not answer does not hold up the others
+        for entry in list(host.ledger.entries.values()):
+            tasks.create_task(_adopt_worker(host, entry), name=f"adopt {entry.place.worker}")
     host.outbox.sweep(host.attempts.keys())
 
 
 async def _adopt_worker(host: "Coordinator", entry: Entry) -> None:
-    given = entry.given
-    key = (given.job, given.attempt) if given is not None else None
-    if given is None or key in host.attempts or entry.place.kind not in host.spawners:
-        await _forget(host, entry)  # a spare, or one whose attempt has ended
+    open_ones = [given for given in entry.given if (given.job, given.attempt) not in host.attempts]
+    if not open_ones or entry.place.kind not in host.spawners:
+        await _forget(host, entry)  # a spare, or one whose attempts have ended
         return
+    attempts = [_adopted(host, entry, given) for given in open_ones]
+    lease_s = max(given.lease_s for given in open_ones)
+    worker = await host.pool.adopt(entry.place, [attempt.key for attempt in attempts], lease_s)
+    if worker is not None:
+        host.runner.slots.hold(attempts[0].key)
+        for attempt in attempts:
+            log.info("job=%d attempt=%d goes on: its worker was found again", attempt.job, attempt.attempt)
+        return
+    await _forget_process(host, entry)
+    for attempt in attempts:
+        if attempt.result is None:
+            await _end_lost(host, attempt)
+    await _forget(host, entry)
+
+
+def _adopted(host: "Coordinator", entry: Entry, given: Given) -> Attempt:
     attempt = Attempt(
         job=given.job,
         attempt=given.attempt,
@@ -56,24 +72,19 @@ async def _adopt_worker(host: "Coordinator", entry: Entry) -> None:
         source=given.source,
         sent_bytes=None,
     )
-    room = f"{entry.place.directory}/log"
-    attempt.log_path = room
+    attempt.log_path = log_file(entry.place, given.job, given.attempt)
     attempt.log_bytes = attempt.log_size()
     host.attempts[attempt.key] = attempt
-    worker = await host.pool.adopt(entry.place, attempt.key, given.lease_s)
-    if worker is not None:
-        host.runner.slots.hold(attempt.key)
-        log.info("job=%d attempt=%d goes on: its worker was found again", given.job, given.attempt)
-        return
-    await _forget_process(host, entry)
-    if attempt.result is None:
-        attempt.log_path = host.outbox.take_log(given.job, given.attempt, room)
-        info = await asyncio.to_thread(log_info, attempt.log_path, complete=False)
-        reason = "its worker was gone when the coordinator came back"
-        attempt.log_bytes, attempt.worker = info.bytes, ""
-        attempt.result = attempt.broken(Outcome.INFRA, reason, info, time.time())
-        host.ledger.ended(attempt.ended())
-    await _forget(host, entry)
+    return attempt
+
+
+async def _end_lost(host: "Coordinator", attempt: Attempt) -> None:
+    attempt.log_path = host.outbox.take_log(attempt.job, attempt.attempt, attempt.log_path)
+    info = await asyncio.to_thread(log_info, attempt.log_path, complete=False)
+    reason = "its worker was gone when the coordinator came back"
+    attempt.log_bytes, attempt.worker = info.bytes, ""
+    attempt.result = attempt.broken(Outcome.INFRA, reason, info, time.time())
+    host.ledger.ended(attempt.ended())
 
 
 async def _forget_process(host: "Coordinator", entry: Entry) -> None:

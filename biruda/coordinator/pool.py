@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +20,9 @@ from biruda.model import Facts, Kind
 log = logging.getLogger("biruda.coordinator")
 
 IDLE_LEASE_S = 60.0
+
+ROOM_AGAIN_S = 1.0
+"""Between two tries to write to a disk that is full."""
 
 
 class Pool:
@@ -58,7 +62,7 @@ class Pool:
         worker_id = f"{self._prefix}-{next(self._numbers):x}"
         place = state.spawner.plan(state.config, worker_id, secrets.token_hex(8), self._directory / worker_id)
         place = replace(place, permanent=state.config.permanent)
-        self._ledger.planned(place)
+        await self._plan(place)
         try:
             facts = state.static or state.host_facts
             spawned = await state.spawner.spawn(state.config, place, facts, lease_s=IDLE_LEASE_S, guess=guess)
@@ -77,6 +81,19 @@ class Pool:
             raise
         return worker
 
+    async def _plan(self, place: Place) -> None:
+        """It stands in the ledger on return, however long there is no room for it."""
+        try:
+            self._ledger.planned(place)
+            return
+        except OSError as error:
+            log.error("worker=%s waits for room in the ledger: %s", place.worker, os.strerror(error.errno or 0))
+        while True:
+            await asyncio.sleep(ROOM_AGAIN_S)
+            with suppress(OSError):
+                self._ledger.flush()
+                return
+
     async def _greet(self, worker: Worker) -> None:
         try:
             async with asyncio.timeout(HELLO_S):
@@ -94,13 +111,13 @@ class Pool:
                 hint="the daemon's log may say more; biruda env probe tries again",
             )
 
-    async def adopt(self, place: Place, attempt: tuple[int, int], lease_s: float) -> Worker | None:
-        """The worker of an earlier process with its attempt, if it lives and answers; None: it does not."""
+    async def adopt(self, place: Place, attempts: list[tuple[int, int]], lease_s: float) -> Worker | None:
+        """The worker of an earlier process with its attempts, if it lives and answers; None: it does not."""
         try:
             found = await self._spawners[place.kind].attach(place)
         except OSError:
             return None
-        worker = Worker(place, place.environment, self._ledger.flush, attempt=attempt)
+        worker = Worker(place, place.environment, self._ledger.flush, attempts=attempts)
         worker.hold(lease_s)
         self.workers[worker.id] = worker
         self._tasks.create_task(self._serve(worker, found), name=f"worker {worker.id}")
@@ -164,14 +181,23 @@ class Pool:
                 continue
             del self._uncleaned[worker]
 
-    def give(self, worker: Worker, given: Given | None) -> None:
-        """Write down which attempt a worker has."""
-        worker.attempt = (given.job, given.attempt) if given is not None else None
-        worker.hold(given.lease_s if given is not None else IDLE_LEASE_S)
-        comes_back = worker.place.kind is Kind.PROCESS or worker.place.permanent
-        worker.returning = given is None and comes_back and not worker.narrowed
+    def give(self, worker: Worker, given: Given) -> None:
+        """Write down that a worker has an attempt, or one more."""
+        worker.attempts.append((given.job, given.attempt))
+        worker.hold(given.lease_s)
+        worker.returning = False
         if worker.id in self._ledger.entries:
             self._ledger.given(worker.id, given)
+
+    def take(self, worker: Worker, attempt: tuple[int, int]) -> None:
+        """Write down that a worker has an attempt no more."""
+        worker.attempts.remove(attempt)
+        if not worker.attempts:
+            worker.hold(IDLE_LEASE_S)
+            comes_back = worker.place.kind is Kind.PROCESS or worker.place.permanent
+            worker.returning = comes_back and not worker.narrowed
+        if worker.id in self._ledger.entries:
+            self._ledger.taken(worker.id, *attempt)
 
     # Spares.
 

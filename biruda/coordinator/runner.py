@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
@@ -15,7 +16,7 @@ from biruda.coordinator.ledger import Given
 from biruda.coordinator.outbox import log_info
 from biruda.coordinator.slots import Slots
 from biruda.coordinator.sources import tar_pieces
-from biruda.coordinator.spawners.protocol import MOST_LEASE_S
+from biruda.coordinator.spawners.protocol import MOST_LEASE_S, log_file
 from biruda.coordinator.workers import Worker
 from biruda.errors import BirudaError, EnvironmentFault, Unreachable
 from biruda.frames import DataFrame, DataHeader
@@ -31,6 +32,8 @@ from biruda.messages import (
     StepEnded,
     StepStarted,
     StreamsWanted,
+    Unassign,
+    Unassigned,
     WorkerHello,
     WorkerIdle,
 )
@@ -51,13 +54,34 @@ START_TOLD_S = 0.02
 """The master hears of an attempt's start so long after it, unless it has ended by then."""
 
 
+SHORT_S = 0.05
+"""Attempts that take no longer are given to a worker ahead."""
+
+AHEAD_MOST = 4
+"""So many at most wait in one worker."""
+
+EVEN_OUT_S = 0.02
+"""A slot that is free for so long takes from a worker what waits in it."""
+
+Key = tuple[int, int]
+
+
+def is_light(assignment: Assignment) -> bool:
+    """Whether nothing has to be done for an attempt on this host but to tell a worker of it."""
+    recipe = assignment.recipe
+    brings = assignment.source is not None or assignment.source_path
+    return not brings and not recipe.limits.narrow and not recipe.artifacts and not recipe.reports
+
+
 class Runner:
     """Gives attempts to workers, and takes what comes of them."""
 
     def __init__(self, coordinator: "Coordinator", tasks: asyncio.TaskGroup) -> None:
         self._host = coordinator
         self._tasks = tasks
-        self._starts: dict[tuple[int, int], AttemptStarted] = {}  # to be told soon
+        self._starts: dict[Key, AttemptStarted] = {}  # to be told soon
+        self._typical_s = 1.0  # how long attempts took lately
+        self._evens_out = False  # _even_out() is due
         self.slots = Slots(coordinator.slots, self._begin)
 
     # Assignments.
@@ -141,7 +165,17 @@ class Runner:
         self, attempt: Attempt, assignment: Assignment, state: EnvironmentState, worker: Worker, source: str | None
     ) -> None:
         """The attempt begins in this worker. Raises BirudaError for a recipe that cannot be expanded."""
-        host = self._host
+        attempt.started_s = time.time()
+        attempt.source = source
+        prepared = self._prepared(attempt, assignment, state, worker, source)
+        worker.post(Assign(assignments=(prepared, *self._taken_ahead(worker, state))))
+        self._tell_start(attempt)
+        self._host.pool.refill(state)
+
+    def _prepared(
+        self, attempt: Attempt, assignment: Assignment, state: EnvironmentState, worker: Worker, source: str | None
+    ) -> Assignment:
+        """What the worker is told, once it is written down that it has the attempt."""
         recipe = assignment.recipe
         if assignment.worker is not None:  # its strings stand in this host's biruda.conf; those of a user stay as typed
             recipe = expand(recipe, self._variables(state, assignment))
@@ -152,8 +186,6 @@ class Runner:
         changed = recipe is not assignment.recipe or source != assignment.source
         if changed or attempt.lease_s != assignment.lease_s:
             assignment = replace(assignment, recipe=recipe, source=source, lease_s=attempt.lease_s)
-        attempt.started_s = time.time()
-        attempt.source = source
         given = Given(
             job=attempt.job,
             attempt=attempt.attempt,
@@ -161,12 +193,89 @@ class Runner:
             started_s=attempt.started_s,
             source=source,
         )
-        host.pool.give(worker, given)
+        self._host.pool.give(worker, given)
         attempt.worker = worker.id
-        attempt.log_path = _room(worker)
-        worker.post(Assign(assignments=(assignment,)))
-        self._tell_start(attempt)
-        host.pool.refill(state)
+        attempt.log_path = log_file(worker.place, *attempt.key)
+        return assignment
+
+    # Attempts that wait in a worker, so that it need not wait for them.
+
+    def _taken_ahead(self, worker: Worker, state: EnvironmentState) -> list[Assignment]:
+        """What a worker may have beside what it runs: where attempts are short, and wait for nothing but a slot."""
+        taken: list[Assignment] = []
+        if not worker.takes_more or self._typical_s > SHORT_S:
+            return taken
+
+        def fits(attempt: Attempt) -> bool:
+            assignment = attempt.assignment
+            return assignment is not None and attempt.environment == worker.environment and is_light(assignment)
+
+        while len(worker.attempts) <= AHEAD_MOST:
+            attempt = self.slots.next_if(fits)
+            if attempt is None or attempt.assignment is None:
+                break
+            try:
+                taken.append(self._prepared(attempt, attempt.assignment, state, worker, None))
+            except Exception as error:  # the border of one job: it fails, the host goes on
+                self._tasks.create_task(self._fail(attempt, error), name=f"end of {attempt.job}.{attempt.attempt}")
+        return taken
+
+    def _go_on(self, worker: Worker, ended: Key, state: EnvironmentState | None) -> bool:
+        """The worker has begun the next attempt that waited in it, if there is one; it has the slot now."""
+        following = self._host.attempts.get(worker.attempts[0]) if worker.attempts else None
+        if following is None:
+            return False
+        self.slots.hand_over(ended, following.key)
+        following.started_s = time.time()
+        self._tell_start(following)
+        if state is not None:
+            more = self._taken_ahead(worker, state)
+            if more:
+                worker.post(Assign(assignments=tuple(more)))
+        return True
+
+    def _free(self, key: Key) -> None:
+        """An attempt has its slot no more."""
+        self.slots.free(key)
+        if self.slots.has_free and any(len(worker.attempts) > 1 for worker in self._host.pool.workers.values()):
+            self._even_out_soon()
+
+    def _even_out(self) -> None:
+        """Where a slot stays free, what waits in a worker behind a longer attempt is taken back from there."""
+        self._evens_out = False
+        if not self.slots.has_free:
+            return
+        for worker in self._host.pool.workers.values():
+            if len(worker.attempts) > 1 and worker.link.connected:
+                job, number = worker.attempts[-1]
+                worker.post(Unassign(job=job, attempt=number))
+                self._even_out_soon()
+
+    def _even_out_soon(self) -> None:
+        if not self._evens_out:
+            self._evens_out = True
+            asyncio.get_running_loop().call_later(EVEN_OUT_S, self._even_out)
+
+    def _unassigned(self, worker: Worker, key: Key) -> None:
+        """It came back unbegun: it starts where there is room."""
+        if key not in worker.attempts:
+            return
+        self._host.pool.take(worker, key)
+        attempt = self._host.attempts.get(key)
+        if attempt is not None:
+            self._start_again(attempt)
+
+    def _start_again(self, attempt: Attempt) -> None:
+        attempt.worker, attempt.log_path = "", ""
+        attempt.started_s = 0.0
+        if attempt.assignment is not None and attempt.cancelled is None:
+            self.slots.ask_again(attempt)
+            return
+        reason = "it was lost between its coordinator and its worker"  # adopted: what it was is not known any more
+        outcome, reason = attempt.cancelled or (Outcome.INFRA, reason)
+        self._tasks.create_task(
+            self._end_without_worker(attempt, outcome, reason), name=f"end of {attempt.job}.{attempt.attempt}"
+        )
 
     def _tell_start(self, attempt: Attempt) -> None:
         """Soon: of an attempt that ends before, its result says all."""
@@ -223,7 +332,7 @@ class Runner:
             info = await asyncio.to_thread(log_info, attempt.log_path, complete=False)
             attempt.log_bytes = info.bytes
         self._finish(attempt, attempt.broken(outcome, reason, info, time.time()))
-        self.slots.free(attempt.key)
+        self._free(attempt.key)
 
     def _finish(self, attempt: Attempt, result: AttemptResult) -> None:
         """The attempt is in the outbox; from here on it is the master's to take."""
@@ -241,41 +350,70 @@ class Runner:
             self._host.pump.wake()
 
     async def from_worker(self, worker: Worker, message: FromWorker, payload: bytes) -> None:
-        """What a worker says; only about the attempt that it was given."""
-        attempt = self._host.attempts.get(worker.attempt) if worker.attempt is not None else None
+        """What a worker says; only about attempts that it was given."""
         match message:
             case WorkerHello():
-                self._resume(worker, message, attempt)
+                self._resume(worker, message)
             case WorkerIdle():
                 await self._used_again(worker)
+            case Unassigned():
+                self._unassigned(worker, (message.job, message.attempt))
             case Notice():
                 log.warning("worker=%s: %s", worker.id, message.text[:500])
-                self._host.tell_master(replace(message, job=attempt.job if attempt else 0))
+                has_it = any(job == message.job for job, _ in worker.attempts)
+                self._host.tell_master(replace(message, job=message.job if has_it else 0))
             case StepStarted():
-                if attempt is not None and attempt.key == (message.job, message.attempt):
+                if self._attempt_of(worker, message.job, message.attempt) is not None:
                     self._host.link.post(payload)
             case StepEnded():
-                if attempt is not None and attempt.key == (message.job, message.attempt):
+                attempt = self._attempt_of(worker, message.job, message.attempt)
+                if attempt is not None:
                     if message.index == len(attempt.steps):
                         attempt.steps.append(message.result)
                     self._host.link.post(payload)
             case AttemptEnded():
-                if attempt is not None and attempt.key == (message.job, message.attempt):
+                attempt = self._attempt_of(worker, message.job, message.attempt)
+                if attempt is not None and attempt.result is None:
                     await self._collect(worker, attempt, message.result)
+                else:
+                    self._ended_unwanted(worker, (message.job, message.attempt))
             case _:
                 assert_never(message)
 
-    def _resume(self, worker: Worker, hello: WorkerHello, attempt: Attempt | None) -> None:
-        """A connection to a worker in the middle of its attempt: go on after the last log byte that is in the file."""
-        if attempt is None:
+    def _attempt_of(self, worker: Worker, job: int, number: int) -> Attempt | None:
+        """An attempt that this worker was given, and that is wanted."""
+        return self._host.attempts.get((job, number)) if (job, number) in worker.attempts else None
+
+    def _ended_unwanted(self, worker: Worker, key: Key) -> None:
+        """The result of an attempt that was given up, or is safe already."""
+        job, number = key
+        if worker.writes_its_log and key not in self._host.attempts:
+            with suppress(FileNotFoundError):
+                os.unlink(log_file(worker.place, job, number))
+        if key in worker.attempts:
+            was_first = worker.attempts[0] == key
+            self._host.pool.take(worker, key)
+            if was_first and not self._go_on(worker, key, self._host.environments.get(worker.environment)):
+                self._free(key)
+        worker.post(AttemptRecorded(job=job, attempt=number))
+
+    def _resume(self, worker: Worker, hello: WorkerHello) -> None:
+        """A connection to a worker that has attempts: go on after the last log byte that is in the file."""
+        if not worker.attempts:
             return
-        if hello.job == 0 or hello.awaits_source:  # the coordinator died, or the connection broke, while it was given
+        here = {(hello.job, hello.attempt), *hello.others}
+        if worker.attempts[0] not in here or hello.awaits_source:
+            # The coordinator died, or the connection broke, while it was given.
             self._tasks.create_task(self._host.pool.end(worker), name=f"end of worker {worker.id}")
             return
-        attempt.log_bytes = max(attempt.log_bytes, min(hello.log_end, attempt.log_size()))
-        attempt.steps = list(hello.steps)
-        worker.post(StreamsWanted(job=attempt.job, attempt=attempt.attempt, streams=((0, attempt.log_bytes),)))
-        self._host.pump.wake()
+        for key in [key for key in worker.attempts if key not in here]:
+            self._unassigned(worker, key)
+        attempt = self._attempt_of(worker, hello.job, hello.attempt)
+        if attempt is not None:
+            attempt.log_bytes = max(attempt.log_bytes, min(hello.log_end, attempt.log_size()))
+            attempt.steps = list(hello.steps)
+            worker.post(StreamsWanted(job=attempt.job, attempt=attempt.attempt, streams=((0, attempt.log_bytes),)))
+            self._host.pump.wake()
 
     async def _used_again(self, worker: Worker) -> None:
         state = self._host.environments.get(worker.environment)
@@ -284,8 +422,8 @@ class Runner:
 
     async def data_from_worker(self, worker: Worker, item: DataFrame) -> None:
         """Log bytes go on to the master, artifact bytes into the outbox."""
-        attempt = self._host.attempts.get(worker.attempt) if worker.attempt is not None else None
-        if attempt is None or attempt.key != (item.header.job, item.header.attempt):
+        attempt = self._attempt_of(worker, item.header.job, item.header.attempt)
+        if attempt is None:
             return
         if item.header.channel == 0:
             if not worker.writes_its_log:
@@ -377,16 +515,21 @@ class Runner:
         result, attempt.collected = attempt.collected, None
         assert result is not None
         if result.log.bytes:
-            attempt.log_path = self._host.outbox.take_log(attempt.job, attempt.attempt, _room(worker))
+            attempt.log_path = self._host.outbox.take_log(*attempt.key, log_file(worker.place, *attempt.key))
         attempt.log_bytes = max(attempt.log_bytes, result.log.bytes)
         attempt.worker = ""
+        self._typical_s = 0.8 * self._typical_s + 0.2 * max(0.0, result.finished_s - result.started_s)
         self._finish(attempt, result)
-        self._host.pool.give(worker, None)
+        was_first = worker.attempts[0] == attempt.key
+        self._host.pool.take(worker, attempt.key)
         state = self._host.environments.get(attempt.environment)
+        if not was_first or self._go_on(worker, attempt.key, state):
+            worker.post(AttemptRecorded(job=attempt.job, attempt=attempt.attempt, next_follows=True))
+            return
         is_light = attempt.assignment is not None and attempt.assignment.source is None and not result.artifacts
         takes_next = state is not None and is_light and self._host.pool.take_back(worker, state)
         worker.post(AttemptRecorded(job=attempt.job, attempt=attempt.attempt, next_follows=takes_next))
-        self.slots.free(attempt.key)
+        self._free(attempt.key)
         worker.link.flush()  # it waits for this, perhaps for its next attempt too
 
     def worker_ended(self, worker: Worker) -> None:
@@ -395,12 +538,20 @@ class Runner:
             if worker.id in state.idle:
                 state.idle.remove(worker.id)
                 self._host.pool.refill(state)
-        attempt = self._host.attempts.get(worker.attempt) if worker.attempt is not None else None
-        if attempt is None or attempt.result is not None:
-            return
+        keys, worker.attempts = worker.attempts, []
+        for place, key in enumerate(keys):
+            attempt = self._host.attempts.get(key)
+            if attempt is None or attempt.result is not None:
+                continue
+            if place == 0:
+                self._end_dead(worker, attempt)
+            else:
+                self._start_again(attempt)
+
+    def _end_dead(self, worker: Worker, attempt: Attempt) -> None:
         attempt.worker = ""
         attempt.collected = None
-        attempt.log_path = self._host.outbox.take_log(attempt.job, attempt.attempt, _room(worker))
+        attempt.log_path = self._host.outbox.take_log(*attempt.key, log_file(worker.place, *attempt.key))
         outcome, reason = attempt.cancelled or (Outcome.INFRA, "its worker died")
         self._tasks.create_task(
             self._end_without_worker(attempt, outcome, reason), name=f"end of {attempt.job}.{attempt.attempt}"
@@ -429,7 +580,7 @@ class Runner:
             async with asyncio.timeout(attempt.limits.grace_s + CANCEL_SLACK_S):
                 await worker.died.wait()
         except TimeoutError:
-            if attempt.worker == worker.id:
+            if attempt.key in worker.attempts:
                 log.warning("job=%d attempt=%d does not end: its worker is killed", attempt.job, attempt.attempt)
                 await self._host.pool.end(worker)
 
@@ -442,17 +593,16 @@ class Runner:
         self._starts.pop(attempt.key, None)
         self.slots.withdraw(attempt)
         worker = self._host.pool.workers.get(attempt.worker)
-        if worker is not None:
-            worker.attempt = None
-            await self._host.pool.end(worker)
-        self.slots.free(attempt.key)
+        if worker is not None and len(worker.attempts) > 1:  # the others in it are wanted
+            worker.post(Cancel(job=job, attempt=number, outcome=Outcome.CANCELLED, reason=attempt.cancelled[1]))
+            self._tasks.create_task(self._insist(attempt, worker), name=f"end of {job}.{number}")
+        else:
+            if worker is not None:
+                worker.attempts.clear()
+                await self._host.pool.end(worker)
+            self._free(attempt.key)
         attempt.close()
         self._host.ledger.recorded(job, number)
         artifacts = attempt.result is None or bool(attempt.result.artifacts)
         if attempt.log_bytes or artifacts:
             self._host.outbox.forget(job, number, artifacts=artifacts)
-
-
-def _room(worker: Worker) -> str:
-    """The file in which a worker keeps its attempt's log."""
-    return f"{worker.place.directory}/log"

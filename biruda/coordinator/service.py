@@ -193,7 +193,10 @@ class Coordinator:
 
     async def _reap_for_ever(self) -> None:
         while True:
-            await self.reap()
+            try:
+                await self.reap()
+            except OSError as error:  # no more files may be open, the disk fails: the next time may be better
+                log.error("reaper: %s", error)
             await asyncio.sleep(REAP_S)
 
     async def reap(self) -> None:
@@ -248,9 +251,6 @@ class Coordinator:
                 if problem != told:
                     log.warning("no link to the master: %s; trying again", problem)
                     told = problem
-            this = asyncio.current_task()
-            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
-                raise asyncio.CancelledError
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 

@@ -27,6 +27,30 @@ class Slots:
         self._waiting.append(attempt)
         self._start_next()
 
+    def ask_again(self, attempt: Attempt) -> None:
+        """It was about to be run, and was not: it is the next one to start."""
+        self._waiting.appendleft(attempt)
+        self._start_next()
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a slot is free, and nothing waits for it."""
+        return not self._waiting and len(self._holding) < self._count
+
+    def next_if(self, fits: Callable[[Attempt], bool]) -> Attempt | None:
+        """Take the one whose turn is next out of those that wait, if it fits and no slot is free for it.
+
+        It gets a slot by hand_over().
+        """
+        if self._waiting and len(self._holding) >= self._count and fits(self._waiting[0]):
+            return self._waiting.popleft()
+        return None
+
+    def hand_over(self, key: Key, next_key: Key) -> None:
+        """An attempt has ended, and its slot is that of another one, which runs already."""
+        self._holding.discard(key)
+        self._holding.add(next_key)
+
     def withdraw(self, attempt: Attempt) -> bool:
         """It need not be started any more; whether it still waited."""
         if attempt.key in self._holding or attempt not in self._waiting:

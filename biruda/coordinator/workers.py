@@ -12,6 +12,7 @@ from biruda.errors import PeerError
 from biruda.frames import DataFrame, MessageFrame
 from biruda.link import PING_S, Link, new_session_id
 from biruda.messages import PROTOCOL, Attach, FromWorker, ToWorker, WorkerHello, decode_from_worker, encode
+from biruda.model import Kind
 from biruda.transports import StreamTransport
 
 log = logging.getLogger("biruda.coordinator")
@@ -38,7 +39,7 @@ class Worker:
     hello: WorkerHello | None = None
     greeted: asyncio.Event = field(default_factory=asyncio.Event)
     died: asyncio.Event = field(default_factory=asyncio.Event)
-    attempt: tuple[int, int] | None = None
+    attempts: list[tuple[int, int]] = field(default_factory=list)  # the first one runs, the others wait in it
     lease_s: float = 60.0  # how long it goes on without contact
     faults: int = 0  # how often it broke the protocol
     said: str = ""  # its standard error's last words, where its stream carries them
@@ -56,6 +57,11 @@ class Worker:
     def writes_its_log(self) -> bool:
         """False where the worker cannot see the attempt's file: then the coordinator writes what comes."""
         return self.place.kind in HOST_KINDS and not self.place.permanent
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether attempts can wait in it: it is used again, and their logs are files of their own."""
+        return self.place.kind is Kind.PROCESS and not self.place.permanent and not self.narrowed
 
     def post(self, message: ToWorker) -> None:
         self.link.post(encode(message))

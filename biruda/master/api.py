@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from aiohttp import WSCloseCode, web
 
 from biruda import VERSION
 from biruda.convert import encode
-from biruda.errors import ConfigError, NotFound, PeerError
+from biruda.errors import NotFound, PeerError
 from biruda.link import refuse
 from biruda.master import (
     access,
@@ -26,23 +25,25 @@ from biruda.master import (
     api_joining,
     api_logs,
     api_statistics,
+    connections,
     named,
     openapi,
     views,
 )
 from biruda.master import requests as rq
 from biruda.master.artifacts import open_artifact, preview
-from biruda.master.asking import JOBS, LOGS
+from biruda.master.asking import JOBS, LOGS, switch
 from biruda.master.asking import MASTER as MASTER
 from biruda.master.asking import job_number as _job
 from biruda.master.asking import number as _number
+from biruda.master.connections import Door, listen_at, listen_locally, open_door
 from biruda.master.ending import ending
 from biruda.master.feed import Feed
 from biruda.master.importing import Importing
 from biruda.master.joblist import JobList
 from biruda.master.joblog.service import Logs
 from biruda.master.logs import FileReader, open_log
-from biruda.master.responses import USER, Handler, answered, json_response, problem
+from biruda.master.responses import USER, Handler, answered, body_of, json_response, problem
 from biruda.master.service import SUBSCRIBER_EVENTS, Master
 from biruda.master.sessions import Sessions
 from biruda.master.state import Host
@@ -55,6 +56,12 @@ log = logging.getLogger("biruda.api")
 
 MAX_BODY_BYTES = 64 << 20
 
+LINGERING_S = 2.0
+"""So long the rest of a body is read that nobody wants, so that the answer arrives."""
+
+STALL_S = 60.0
+"""So long somebody who gets bytes may take none of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
@@ -66,6 +73,7 @@ class About:
     pids: dict[str, int]
 
 
+DOORS = web.AppKey("doors", list[Door])
 LISTENS = web.AppKey("listens", dict[str, str])
 ABOUT = web.AppKey("about", About)
 routes = web.RouteTableDef()
@@ -74,6 +82,8 @@ routes = web.RouteTableDef()
 @web.middleware
 async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Who may ask for what, and every error as a problem document."""
+    for door in request.app[DOORS]:
+        door.heard(request.protocol)
     who = access.identify(request)
     if who is not None:
         request[access.CALLER], request[USER] = who, who.name
@@ -116,7 +126,7 @@ async def status(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/jobs")
 async def submit(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
-    wanted = rq.parse(rq.JobsRequest, await request.read())
+    wanted = rq.parse(rq.JobsRequest, await body_of(request))
     if not 1 <= len(wanted.jobs) <= rq.MAX_JOBS:
         raise rq.InvalidRequest(f"jobs: 1 to {rq.MAX_JOBS} at once, not {len(wanted.jobs)}")
     specs = []
@@ -143,7 +153,7 @@ async def job(request: web.Request) -> web.StreamResponse:
 @routes.post(r"/api/v1/jobs/{job:\d+}/cancel")
 async def cancel(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
-    reason = rq.parse(rq.ReasonRequest, await request.read()).reason or f"cancelled by {request[USER]}"
+    reason = rq.parse(rq.ReasonRequest, await body_of(request)).reason or f"cancelled by {request[USER]}"
     access.check_owner(request, master.view(_job(request)))
     await master.cancel(_job(request), reason[:500])
     return json_response(master.view(_job(request)), 202)
@@ -173,7 +183,7 @@ async def why(request: web.Request) -> web.StreamResponse:
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log")
 async def job_log(request: web.Request) -> web.StreamResponse:
-    follow = request.query.get("follow") in ("1", "true")
+    follow = switch(request, "follow")
     reader = await open_log(request.app[MASTER], _job(request), _number(request, "attempt", low=1), wait=follow)
     try:
         return await _send_file(request, reader, {"Biruda-Attempt": str(reader.attempt)}, follow=follow)
@@ -209,9 +219,22 @@ async def _send_file(
     if request.method == "HEAD":
         return response
     async for piece in reader.pieces(offset, limit, follow=follow):
-        await response.write(piece)
+        async with _taken(request):
+            await response.write(piece)
     await response.write_eof()
     return response
+
+
+@asynccontextmanager
+async def _taken(request: web.Request) -> AsyncIterator[None]:
+    """Who does not take what is sent within STALL_S is cut off, with ConnectionResetError."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            yield
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()  # a close would wait until all of it was taken
+        raise ConnectionResetError(f"nothing was taken within {STALL_S:g} s") from None
 
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/artifacts")
@@ -265,7 +288,7 @@ async def workers(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/workers/{name}/start")
 async def start(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
-    wanted = rq.parse(rq.WorkerSelection, await request.read())
+    wanted = rq.parse(rq.WorkerSelection, await body_of(request))
     specs = named.start_specs(master.farm, request.match_info["name"], wanted, request[USER], master.infra_retries)
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
 
@@ -273,7 +296,7 @@ async def start(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/workers/{name}/stop")
 async def stop(request: web.Request) -> web.StreamResponse:
     master, name = request.app[MASTER], request.match_info["name"]
-    numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await request.read()))
+    numbers = named.running_jobs(master.farm, name, rq.parse(rq.WorkerSelection, await body_of(request)))
     for number in numbers:
         access.check_owner(request, master.view(number))
     for number in numbers:
@@ -312,7 +335,7 @@ async def environment(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/environments/{name}/probe")
 @access.needs(access.Role.ADMIN)
 async def probe(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(rq.HostRequest, await request.read())
+    wanted = rq.parse(rq.HostRequest, await body_of(request))
     host, offer = _environment(request, wanted.host)
     await request.app[MASTER].hosts.command(host.report.host, "probe", offer.name)
     return json_response(views.environment_view(*_environment(request, host.report.host)))
@@ -352,10 +375,10 @@ async def samples(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/api/v1/sources/missing")
 async def missing(request: web.Request) -> web.StreamResponse:
-    return json_response(await request.app[MASTER].sources.missing(await request.read()))
+    return json_response(await request.app[MASTER].sources.missing(await body_of(request)))
 
 
-@routes.put("/api/v1/sources/{digest}")
+@routes.put("/api/v1/sources/{digest:(?!missing$)[^/]+}")
 async def put_source(request: web.Request) -> web.StreamResponse:
     digest = request.match_info["digest"]
     await request.app[MASTER].sources.receive(digest, request.content.iter_any())
@@ -379,10 +402,11 @@ async def events(request: web.Request) -> web.StreamResponse:
     try:
         while past := master.store.events_after(after, 500):
             for event in past:
-                await websocket.send_str(orjson.dumps(event).decode())
+                async with _taken(request):
+                    await websocket.send_str(orjson.dumps(event).decode())
             after = past[-1]["id"]
         async with asyncio.TaskGroup() as tasks:
-            sender = tasks.create_task(_send_events(websocket, queue, after, master), name="event sender")
+            sender = tasks.create_task(_send_events(request, websocket, queue, after), name="event sender")
             async for _ in websocket:
                 pass
             sender.cancel()
@@ -394,13 +418,14 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 async def _send_events(
-    websocket: web.WebSocketResponse, queue: asyncio.Queue[dict[str, Any]], after: int, master: Master
+    request: web.Request, websocket: web.WebSocketResponse, queue: asyncio.Queue[dict[str, Any]], after: int
 ) -> None:
     while True:
         event = await queue.get()
         if event["id"] is None or event["id"] > after:
-            await websocket.send_str(orjson.dumps(event).decode())
-        if queue not in master.subscribers and queue.empty():
+            async with _taken(request):
+                await websocket.send_str(orjson.dumps(event).decode())
+        if queue not in request.app[MASTER].subscribers and queue.empty():
             await websocket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow: resume after the last id")
             return
 
@@ -451,7 +476,7 @@ def application(
 ) -> web.Application:
     """The API of one master. token: what makes an administrator; anonymous: what may be done without any."""
     app = web.Application(middlewares=[border], client_max_size=MAX_BODY_BYTES)
-    app[MASTER], app[ABOUT], app[LISTENS] = master, about, {}
+    app[MASTER], app[ABOUT], app[LISTENS], app[DOORS] = master, about, {}, []
     app[api_access.SESSIONS] = sessions = Sessions(master.store, token)
     app[api_importing.IMPORTING] = Importing(master.sources, about.home / "importing", file_urls=git_files)
     app[api_farm.FEED] = Feed(master)
@@ -467,37 +492,26 @@ def application(
 @asynccontextmanager
 async def serving(app: web.Application, unix_path: Path, listen: tuple[str, int] | None) -> AsyncIterator[int]:
     """The API on its Unix socket and, where asked for, over TCP; gives the TCP port, 0 for none."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, handler_cancellation=True)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=connections.log,
+        shutdown_timeout=2.0,
+        handler_cancellation=True,
+        lingering_time=LINGERING_S,
+    )
     await runner.setup()
-    try:
-        await _listen_locally(runner, unix_path)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        stack.callback(unix_path.unlink, missing_ok=True)
+        assert runner.server is not None
+        app[DOORS].append(await stack.enter_async_context(open_door(runner.server, listen_locally(unix_path))))
         port = 0
         if listen is not None:
-            try:
-                site = web.TCPSite(runner, *listen)
-                await site.start()
-            except OSError as error:
-                raise ConfigError(
-                    f"[master] listen: {listen[0]}:{listen[1]} cannot be used: {os.strerror(error.errno or 0)}",
-                    hint="name a free port, or stop what listens there",
-                ) from error
-            port = runner.addresses[-1][1]
             host = f"[{listen[0]}]" if ":" in listen[0] else listen[0]
+            listeners = listen_at(*listen, "listen")
+            for listener in listeners:
+                app[DOORS].append(await stack.enter_async_context(open_door(runner.server, listener)))
+            port = listeners[0].getsockname()[1]
             app[LISTENS]["url"] = f"http://{host or '127.0.0.1'}:{port}"
         yield port
-    finally:
-        await runner.cleanup()
-        unix_path.unlink(missing_ok=True)
-
-
-async def _listen_locally(runner: web.AppRunner, path: Path) -> None:
-    """Bind by a short name, as a Unix socket's address has room for 107 bytes only."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-    finally:
-        os.close(directory)
-    path.chmod(0o600)
-    await web.SockSite(runner, listener).start()

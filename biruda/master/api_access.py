@@ -8,7 +8,7 @@ from aiohttp import web
 from biruda.master import requests as rq
 from biruda.master import views
 from biruda.master.access import CALLER, Role, needs
-from biruda.master.responses import USER, json_response
+from biruda.master.responses import USER, body_of, json_response
 from biruda.master.sessions import AccessToken, Sessions
 
 SESSIONS = web.AppKey("sessions", Sessions)
@@ -40,7 +40,7 @@ async def access_tokens(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/access-tokens")
 @needs(Role.ADMIN)
 async def make_access_token(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(AccessTokenRequest, await request.read())
+    wanted = rq.parse(AccessTokenRequest, await body_of(request))
     roles = [role.value for role in (Role.VIEWER, Role.USER, Role.ADMIN)]
     if wanted.role not in roles:
         raise rq.InvalidRequest(f"role = {wanted.role[:40]!r}: there are {', '.join(roles)}")

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from biruda.master import requests as rq
 from biruda.master.importing import Importing
-from biruda.master.responses import json_response
+from biruda.master.responses import body_of, json_response
 
 IMPORTING = web.AppKey("importing", Importing)
 
@@ -28,6 +28,6 @@ async def tarball(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/api/v1/sources/git")
 async def git(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(GitRequest, await request.read())
+    wanted = rq.parse(GitRequest, await body_of(request))
     digest, commit = await request.app[IMPORTING].git(wanted.url, wanted.ref)
     return json_response({"digest": digest, "commit": commit}, 201)

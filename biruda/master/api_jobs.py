@@ -11,9 +11,9 @@ from biruda.convert import encode
 from biruda.errors import UserError
 from biruda.master import access, bulk, comparing, views
 from biruda.master import requests as rq
-from biruda.master.asking import JOBS, LOGS, MASTER, job_number, number
+from biruda.master.asking import JOBS, LOGS, MASTER, job_number, number, switch
 from biruda.master.joblist import Filter, parsed_filter
-from biruda.master.responses import USER, json_response
+from biruda.master.responses import USER, body_of, json_response
 from biruda.master.service import Master
 
 routes = web.RouteTableDef()
@@ -36,19 +36,19 @@ async def jobs(request: web.Request) -> web.StreamResponse:
         limit=limit,
     )
     answer: dict[str, Any] = {}
-    if request.query.get("brief") in ("1", "true"):
+    if switch(request, "brief"):
         answer["jobs"] = await listed.rows(numbers)
     else:
         answer["jobs"] = [request.app[MASTER].view(item) for item in numbers]
     answer["next"] = numbers[-1] if len(numbers) == limit else None
-    if request.query.get("count") in ("1", "true"):
+    if switch(request, "count"):
         answer["count"] = await listed.count(wanted)
     return json_response(answer)
 
 
 async def _selected(request: web.Request, state: str) -> tuple[list[int], rq.Selection]:
     """The jobs that the body means, those a filter finds only as far as they are in a state."""
-    wanted = rq.parse(rq.Selection, await request.read())
+    wanted = rq.parse(rq.Selection, await body_of(request))
     if bool(wanted.jobs) == (wanted.filter is not None):
         raise rq.InvalidRequest("jobs or filter: one of the two says which jobs are meant")
     if wanted.filter is None:
@@ -91,7 +91,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
 async def again(request: web.Request) -> web.StreamResponse:
     """Submit the same as a new job, perhaps to another place."""
     master, job = request.app[MASTER], job_number(request)
-    wanted = rq.parse(rq.AgainRequest, await request.read())
+    wanted = rq.parse(rq.AgainRequest, await body_of(request))
     view = master.view(job)
     known = master.store.job_spec(job)
     if known is None:

@@ -13,7 +13,7 @@ from biruda.master import views
 from biruda.master.access import Role, needs
 from biruda.master.joining import Joining
 from biruda.master.joinrecords import CertificateRecord
-from biruda.master.responses import USER, json_response
+from biruda.master.responses import USER, body_of, json_response
 
 DEFAULT_TOKEN_S: Final = 900.0
 
@@ -67,7 +67,7 @@ def _joining(request: web.Request) -> Joining:
 @routes.post("/api/v1/tokens")
 @needs(Role.ADMIN)
 async def make_token(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(TokenRequest, await request.read())
+    wanted = rq.parse(TokenRequest, await body_of(request))
     joining, url = _joining(request), request.app[LINKS].url
     if not url:
         raise UserError("this master does not listen for hosts that join", hint='[master] link_listen = ":7879"')
@@ -92,7 +92,7 @@ async def hosts(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/hosts/{host}/revoke")
 @needs(Role.ADMIN)
 async def revoke(request: web.Request) -> web.StreamResponse:
-    reason = rq.parse(rq.ReasonRequest, await request.read()).reason
+    reason = rq.parse(rq.ReasonRequest, await body_of(request)).reason
     words = f"{reason[:500]} ({request[USER]})" if reason else f"by {request[USER]}"
     host = request.match_info["host"]
     return json_response({"host": host, "revoked": await _joining(request).revoke(host, words)})

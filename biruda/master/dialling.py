@@ -68,9 +68,6 @@ class _Dialled:
                 if problem != told:
                     log.warning("no link to the coordinator at %s: %s; trying again", self._address, problem)
                     told = problem
-            this = asyncio.current_task()
-            if this is not None and this.cancelling():  # lost in a task group where the link broke at the same moment
-                raise asyncio.CancelledError
             await asyncio.sleep(pause_s)
             pause_s = min(REDIAL_MOST_S, pause_s * 2)
 

@@ -262,16 +262,21 @@ class Intake:
                 first[artifact.sha256] = path
                 kept.append(artifact)
             elif channel not in self._refused:
-                self._notice(
-                    f"artifact {artifact.path[:200]!r} of job {self.job} came damaged and is left out", self.job
-                )
+                size = stream.size if stream is not None else 0
+                why = "came damaged" if size >= artifact.bytes else f"came with {size} of {artifact.bytes} bytes"
+                self._notice(f"artifact {artifact.path[:200]!r} of job {self.job} {why} and is left out", self.job)
         return tuple(kept)
 
     def _link(self, source: str, path: str, shown: str) -> bool:
         try:
             if not safe_path(shown):
                 raise ValueError("the path leads out of its directory")
+            if path in self._paths:
+                raise ValueError("another one has its name")
+            self._paths.add(path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # of an earlier process that did not live to record it
             os.link(source, path)
         except (OSError, ValueError) as error:
             self._notice(f"artifact {shown[:200]!r} of job {self.job} is left out: {error}", self.job)

@@ -1,23 +1,22 @@
 """What other hosts may reach: joining, renewal and the link itself, over TLS 1.3. The API is elsewhere."""
 
 import logging
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
-from biruda.errors import ConfigError, PeerError
+from biruda.errors import PeerError
 from biruda.link import refuse
+from biruda.master import connections, views
 from biruda.master import requests as rq
-from biruda.master import views
+from biruda.master.connections import listen_at
 from biruda.master.hosts import Hosts
 from biruda.master.joining import Admission, Joining, JoinRequest, NotAdmitted
-from biruda.master.responses import Handler, answered, json_response
+from biruda.master.responses import Handler, answered, body_of, json_response
 from biruda.master.tries import TooManyTries
 from biruda.transports import WebSocketTransport
 from biruda.trust import tls
@@ -26,7 +25,6 @@ from biruda.trust.acceptor import Complaints, accepting
 log = logging.getLogger("biruda.master")
 
 MAX_BODY_BYTES: Final = 64 << 10
-BACKLOG: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,7 @@ async def authority(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/api/v1/join")
 async def join(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(JoinRequest, await request.read())
+    wanted = rq.parse(JoinRequest, await body_of(request))
     return json_response(_admission(await request.app[JOINING].join(wanted, request.remote or "?")), 201)
 
 
@@ -92,7 +90,7 @@ async def certificate(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/api/v1/certificate")
 async def renew(request: web.Request) -> web.StreamResponse:
-    wanted = rq.parse(RenewRequest, await request.read())
+    wanted = rq.parse(RenewRequest, await body_of(request))
     admission = await request.app[JOINING].renew(_peer(request), wanted.request, request.remote or "?")
     return json_response(_admission(admission), 201)
 
@@ -135,41 +133,19 @@ def application(joining: Joining, hosts: Hosts, complaints: Complaints) -> web.A
 async def serving(app: web.Application, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
     """The application over TLS at this address, "" for every interface; gives the port. Raises ConfigError."""
     runner = web.AppRunner(
-        app, access_log=None, shutdown_timeout=2.0, handler_cancellation=True, keepalive_timeout=15.0
+        app,
+        access_log=None,
+        logger=connections.log,
+        shutdown_timeout=2.0,
+        handler_cancellation=True,
+        keepalive_timeout=15.0,
     )
     await runner.setup()
     try:
         assert runner.server is not None
-        listeners = _listen(host, port)
+        listeners = listen_at(host, port, "link_listen")
         async with accepting(listeners, context, runner.server, app[COMPLAINTS]):
             yield listeners[0].getsockname()[1]
     finally:
         await app[JOINING].cut_all()
         await runner.cleanup()
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for every address of the host's name; for "" one for each family that the kernel has."""
-    listeners: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            if family == socket.AF_INET6 and not host and not Path("/proc/net/if_inet6").exists():
-                continue
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((address[0], port, *address[2:]))
-            listener.listen(BACKLOG)
-            port = port or listener.getsockname()[1]  # the second family gets the port that the first was given
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        words = "this name has no address" if isinstance(error, socket.gaierror) else (error.strerror or "").lower()
-        raise ConfigError(
-            f"[master] link_listen: {host}:{port} cannot be used: {words}",
-            hint="name a free port, or stop what listens there",
-        ) from error
-    return listeners

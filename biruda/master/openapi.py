@@ -1,8 +1,9 @@
 """The OpenAPI document and the schema of a job, made from the types that the API really uses."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +12,7 @@ from biruda.master import requests as rq
 from biruda.master.api_access import AccessTokenRequest
 from biruda.master.api_importing import GitRequest
 from biruda.master.api_joining import TokenRequest
+from biruda.master.statistics import KEYS
 from biruda.model import Artifact, StepResult
 
 
@@ -148,26 +150,47 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/schemas/job.json", "JSON Schema of a job", None, 200, OBJECT),
 )
 
-QUERIES: dict[str, tuple[str, ...]] = {
-    "/api/v1/jobs": (
-        *("state", "outcome", "name", "worker", "user", "host", "env", "arch", "platform", "since", "until", "jobs"),
-        *("before", "after", "skip", "limit", "brief", "count"),
-    ),
-    "/api/v1/jobs/{job}": ("wait_s",),
-    "/api/v1/jobs/{job}/log": ("offset", "limit", "follow", "attempt"),
-    "/api/v1/jobs/{job}/log/lines": ("first", "count", "last", "attempt"),
-    "/api/v1/jobs/{job}/log/index": ("attempt",),
-    "/api/v1/jobs/{job}/log/errors": ("attempt",),
-    "/api/v1/jobs/{job}/log/search": ("q", "regex", "attempt"),
-    "/api/v1/jobs/{job}/compare": ("with",),
-    "/api/v1/environments/{name}": ("host",),
-    "/api/v1/coordinators/{host}/samples": ("seconds",),
-    "/api/v1/statistics": ("hours", "by"),
-    "/api/v1/events": (
-        "after",
-        "watch",
-    ),
+MOST: Final = 10**18 - 1
+"""The largest number that a query or a path may name."""
+
+
+def _whole(low: int = 0) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": MOST}
+
+
+STRING: Final = {"type": "string"}
+SWITCH: Final = {"type": "string", "enum": ["0", "1", "true", "false"]}
+STATES: Final = {"type": "string", "enum": ["waiting", "running", "finished", "unfinished"]}
+
+QUERIES: dict[str, dict[str, dict[str, Any]]] = {
+    "/api/v1/jobs": {
+        "state": STATES,
+        **dict.fromkeys(("outcome", "name", "worker", "user", "host", "env", "arch", "platform"), STRING),
+        **dict.fromkeys(("since", "until", "jobs"), STRING),
+        **dict.fromkeys(("before", "after", "skip"), _whole()),
+        "limit": _whole(1),
+        **dict.fromkeys(("brief", "count"), SWITCH),
+    },
+    "/api/v1/jobs/{job}": {"wait_s": _whole()},
+    "/api/v1/jobs/{job}/log": {"offset": _whole(), "limit": _whole(), "follow": SWITCH, "attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/lines": {
+        **dict.fromkeys(("first", "count"), _whole()),
+        "last": SWITCH,
+        "attempt": _whole(1),
+    },
+    "/api/v1/jobs/{job}/log/index": {"attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/errors": {"attempt": _whole(1)},
+    "/api/v1/jobs/{job}/log/search": {"q": STRING, "regex": SWITCH, "attempt": _whole(1)},
+    "/api/v1/jobs/{job}/compare": {"with": _whole(1)},
+    "/api/v1/environments/{name}": {"host": STRING},
+    "/api/v1/coordinators/{host}/samples": {"seconds": _whole(1)},
+    "/api/v1/statistics": {"hours": _whole(1), "by": {"type": "string", "enum": list(KEYS)}},
+    "/api/v1/events": {"after": _whole(), "watch": {"type": "string", "enum": ["farm", "head"]}},
 }
+
+
+PARTS: Final[dict[str, dict[str, Any]]] = {"job": _whole(), "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+"""Parts of paths that are not just any text."""
 
 
 @cache
@@ -186,6 +209,11 @@ def document() -> dict[str, Any]:
     types = list(dict.fromkeys([*types, Problem]))
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = dict(zip(types, schemas, strict=True))
+    for name in _asked_for(components):
+        if "properties" in components[name]:
+            components[name]["additionalProperties"] = False  # an unknown key is refused, not passed over
+    components["JobsRequest"]["properties"]["jobs"] |= {"minItems": 1, "maxItems": rq.MAX_JOBS}
+    components["Recipe"]["properties"]["steps"] |= {"minItems": 1, "maxItems": rq.MAX_STEPS}
     paths: dict[str, dict[str, Any]] = {}
     for method, path, summary, body, status, answer in OPERATIONS:
         paths.setdefault(path, {})[method] = _operation(path, method, summary, body, status, answer, by_type)
@@ -196,6 +224,18 @@ def document() -> dict[str, Any]:
         "components": {"schemas": components, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{"token": []}],
     }
+
+
+def _asked_for(components: dict[str, Any]) -> set[str]:
+    """The schemas that a request's body is made of."""
+    found: set[str] = set()
+    wanted = [body.__name__ for *_, body, _, _ in OPERATIONS if body is not None]
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            wanted += re.findall(r"#/components/schemas/(\w+)", str(components[name]))
+    return found
 
 
 def _operation(
@@ -210,12 +250,10 @@ def _operation(
     else:
         content = {"application/json": {"schema": {"type": "object"} if answer is OBJECT else by_type[answer]}}
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if name == "job" else "string"}}
-        for name in names
-    ]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": PARTS.get(name, STRING)} for name in names]
     if method == "get":
-        parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in QUERIES.get(path, ())]
+        queries = QUERIES.get(path, {})
+        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in queries.items()]
     operation: dict[str, Any] = {
         "summary": summary,
         "operationId": f"{method}_{path.removeprefix('/api/v1/').replace('/', '_').replace('{', '').replace('}', '')}",

@@ -25,13 +25,18 @@ TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "No such method",
+    408: "Too slow",
     409: "Ambiguous or in conflict",
     413: "Too large",
     416: "No such range",
     422: "Cannot be done",
     429: "Too many tries",
     500: "A fault of biruda",
+    503: "Too many connections",
 }
+
+BODY_S = 60.0
+"""So long a request's body, where it is read as a whole, may take to arrive."""
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
@@ -46,6 +51,15 @@ def problem(status: int, detail: str, hint: str = "", **more: Any) -> web.Respon
     return web.Response(body=orjson.dumps(body), content_type="application/problem+json", status=status)
 
 
+async def body_of(request: web.Request) -> bytes:
+    """The whole body of a request. Raises HTTPRequestTimeout when it does not come."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+
+
 async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """What the handler answers, or the problem document of what it raises."""
     try:
@@ -53,7 +67,14 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPNotFound:
         return problem(404, f"there is nothing at {request.path}", "/api/v1/openapi.json lists what there is")
     except web.HTTPMethodNotAllowed as error:
-        return problem(405, f"{request.method} {request.path}: there are {', '.join(sorted(error.allowed_methods))}")
+        allowed = ", ".join(sorted(error.allowed_methods))
+        answer = problem(405, f"{request.method} {request.path}: there are {allowed}")
+        answer.headers["Allow"] = allowed
+        return answer
+    except web.HTTPRequestTimeout:
+        answer = problem(408, f"the body did not come within {BODY_S:g} s")
+        answer.force_close()
+        return answer
     except web.HTTPRequestEntityTooLarge:
         return problem(413, f"the body is larger than {request.client_max_size} bytes", "send it in several requests")
     except web.HTTPException:

@@ -81,6 +81,8 @@ class Spool:
         log = self._publish_log(partial, final) if record["log"]["bytes"] else _publish_nothing(final)
         if record["artifacts"]:
             self._publish_artifacts(self.partial_artifacts(job, attempt), self.artifacts(name))
+        elif os.path.lexists(unwanted := f"{self._partial}/{job}.{attempt}.d"):  # the attempt was lost while they came
+            shutil.rmtree(unwanted, ignore_errors=True)
         self._write_whole(f"{name}.json", _json(record))
         return log
 

@@ -65,7 +65,8 @@ class _Guests:
     def _end(self, transport: asyncio.BaseTransport) -> None:
         self.count -= 1
         assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        if not transport.is_closing():
+            transport.abort()
 
 
 @asynccontextmanager
@@ -144,6 +145,8 @@ async def _shake_hands(
         except OSError:
             complaints.tell(peer, "it went away within the TLS handshake, as a host of another farm does")
             return
+    if transport.is_closing():  # by the first bytes that came; Python 3.11 raises for one that was closed twice
+        return
     if not transport.get_extra_info("peercert") and not guests.take(transport):
         complaints.tell(peer, f"more than {MOST_GUESTS} connections without a certificate in {GUEST_S:g} s")
         assert isinstance(transport, asyncio.Transport)

@@ -7,7 +7,6 @@ followed only where a pattern names it and it stays inside.
 
 import errno
 import fnmatch
-import hashlib
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from biruda.model import Artifact
+from biruda.worker.digest import sha256
 
 LIMIT = 10_000
 _PIECE_BYTES = 1 << 20
@@ -59,7 +59,7 @@ def _why_nothing(work: str, pattern: str) -> str:
 
 
 def _add(work: str, path: str, is_report: bool, collection: Collection) -> Iterator[None]:
-    digest, size = hashlib.sha256(), 0
+    digest, size = sha256(), 0
     try:
         fd = open_inside(work, path)
         try:

@@ -19,7 +19,7 @@ from biruda.worker.cleanup import WorkDirectory, give_tree, remove_tree
 from biruda.worker.ending import KILL_S, POLL_S, Ending
 from biruda.worker.holding import hold_to
 from biruda.worker.log import Log
-from biruda.worker.opening import Opening
+from biruda.worker.opening import Opening, log_path
 from biruda.worker.processes import group_lives, processes_of
 from biruda.worker.room import MemoryRoom, Room, file_room
 from biruda.worker.source import PackRefused, SourceIntake
@@ -80,7 +80,9 @@ class Attempt:
 
     def _room_of(self, opening: Opening) -> Room:
         try:
-            room = file_room(opening.room_path, opening.room_fd, opening.room_bytes)
+            job, number = self.key
+            path = log_path(opening.room_path, job, number) if opening.room_path else ""
+            room = file_room(path, opening.room_fd, opening.room_bytes)
             return room or MemoryRoom(opening.memory_room_bytes)
         except OSError as error:
             self._room_problem = error

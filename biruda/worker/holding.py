@@ -28,22 +28,23 @@ def hold_to(limits: Limits) -> None:
         ) from None
 
 
+def make_group() -> None:
+    """Be in a control group of its own, with what this process starts from now on. Raises OSError."""
+    for controller in _CONTROLLERS:
+        with suppress(OSError):  # a kernel may have been built without one; that it lacks one is seen by hold()
+            _write(f"{_GROUPS}/cgroup.subtree_control", f"+{controller}")
+    os.mkdir(_GROUP)
+    _write(f"{_GROUP}/cgroup.procs", "0")
+
+
 def hold(limits: Limits) -> None:
-    """Hold them as far as control groups do. Raises OSError."""
-    if not (limits.memory_bytes or limits.pids or limits.cpus):
-        return
-    if not os.path.isdir(_GROUP):
-        for controller in _CONTROLLERS:
-            with suppress(OSError):  # a kernel may have been built without one; that it lacks one is seen below
-                _write(f"{_GROUPS}/cgroup.subtree_control", f"+{controller}")
-        os.mkdir(_GROUP)
+    """Hold the group to them as far as control groups do. Raises OSError."""
     if limits.memory_bytes:
         _write(f"{_GROUP}/memory.max", str(limits.memory_bytes))
     if limits.pids:
         _write(f"{_GROUP}/pids.max", str(limits.pids))
     if limits.cpus:
         _write(f"{_GROUP}/cpu.max", f"{max(1000, round(limits.cpus * 100_000))} 100000")
-    _write(f"{_GROUP}/cgroup.procs", "0")
 
 
 def _leave_free(size_bytes: int) -> None:

@@ -4,7 +4,6 @@ import os
 import sys
 from typing import NamedTuple
 
-from biruda.guessenv import canonical_arch
 from biruda.worker.kernel import built_for
 
 
@@ -17,8 +16,13 @@ class Identity(NamedTuple):
 
 def identity() -> Identity:
     """This process's."""
-    arch = built_for() or canonical_arch(str(getattr(sys.implementation, "_multiarch", ""))) or ""
-    return Identity(arch, _boot_id())
+    return Identity(built_for() or _arch_of_python(), _boot_id())
+
+
+def _arch_of_python() -> str:
+    from biruda.guessenv import canonical_arch  # here: an executable that knows what it was built for needs it not
+
+    return canonical_arch(str(getattr(sys.implementation, "_multiarch", ""))) or ""
 
 
 def _boot_id() -> str:

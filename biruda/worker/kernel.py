@@ -1,4 +1,4 @@
-"""System calls that Python has no name for, by the builtin that every static worker carries.
+"""System calls that Python has no name for, and a fast SHA-256, by the builtin of every static worker.
 
 A Python without that builtin imports this module all the same; calling a function then raises MissingBuiltin. Failures
 of the calls raise OSError, as the functions of os do.
@@ -117,6 +117,16 @@ def add_entropy(data: bytes) -> None:
     Raises OSError, ValueError for another size.
     """
     _builtin("add_entropy").add_entropy(data)
+
+
+def has_sha256() -> bool:
+    """Whether sha256_blocks() works here: in a static worker, on a processor with instructions for it."""
+    return _biruda is not None and bool(_biruda.has_sha256)
+
+
+def sha256_blocks(state: bytearray, data: bytes | memoryview) -> None:
+    """Take whole blocks of 64 bytes into a state of eight words of this machine."""
+    _builtin("sha256_blocks").sha256_blocks(state, data)
 
 
 def _builtin(function: str) -> Any:

@@ -87,21 +87,26 @@ class Link:
 
     def receive(self) -> Iterator[MessageFrame | DataFrame]:
         """What came, each once; ask for the next when its effect is done. Raises PeerError; sets `lost` at the end."""
+        while size := self._received():
+            for frame in self._parser.feed(self._buffer[:size]):
+                item = self._take(frame)
+                if item is not None:
+                    yield item
+                    if self._session.handled(item) or isinstance(item, DataFrame):
+                        self._queue(self._session.ack())
+            if isinstance(self._connection, socket.socket):
+                return  # poll says whether there is more; of a stream that was read ahead it cannot know
+
+    def _received(self) -> int:
+        """How many bytes are in the buffer now; 0 for none, at the end with `lost`."""
         try:
             size = self._connection.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return 0
         except OSError:
             size = 0
-        if size == 0:
-            self.lost = True
-            return
-        for frame in self._parser.feed(self._buffer[:size]):
-            item = self._take(frame)
-            if item is not None:
-                yield item
-                if self._session.handled(item) or isinstance(item, DataFrame):
-                    self._queue(self._session.ack())
+        self.lost = self.lost or size == 0
+        return size
 
     def _take(self, frame: Frame) -> MessageFrame | DataFrame | None:
         match frame.type:

@@ -1,6 +1,5 @@
 """The log of one attempt: the pipe all its steps write to, the room behind it, its running hash and its times."""
 
-import hashlib
 import os
 import struct
 import sys
@@ -10,6 +9,7 @@ from bisect import bisect_right
 
 from biruda.frames import DATA_BYTES
 from biruda.model import LogInfo
+from biruda.worker.digest import sha256
 from biruda.worker.room import Room, untouched
 
 if sys.platform != "win32":
@@ -34,7 +34,7 @@ class Log:
         self.times = Times()
         self.retry_at_s = float("inf")  # when tend() is wanted
         self._began_s = time.monotonic()
-        self._hash = hashlib.sha256()
+        self._hash = sha256()
         self._buffer = memoryview(bytearray(_FIRST_BYTES))
         self._wants_more = False  # the buffer was filled once, and is still the first
         self._on_new_line = True
@@ -100,9 +100,9 @@ class Log:
     def _append(self, piece: memoryview) -> None:
         self.last_output_s = time.monotonic()
         self.times.note(self.end, int((self.last_output_s - self._began_s) * 1000))
+        self.room.append(piece)
         self._on_new_line = piece[-1] == 0x0A
         self._hash.update(piece)
-        self.room.append(piece)
 
     def tend(self, now_s: float) -> str:
         """Try again to store what found no place; the problem, once, where it is not just a slow peer."""

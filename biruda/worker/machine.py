@@ -11,7 +11,6 @@ import errno
 import glob
 import json
 import os
-import socket
 import sys
 import time
 import traceback
@@ -23,13 +22,12 @@ from typing import Final, NoReturn
 from biruda.convert import decode, encode
 from biruda.errors import BirudaError, EnvironmentFault
 from biruda.model import Kind, Limits
-from biruda.wire import CONNECTION_BYTES, mark_of
 from biruda.worker import kernel
 from biruda.worker.card import Network, join, up
 from biruda.worker.entry import prepare
-from biruda.worker.holding import SCRATCH_FD, hold
+from biruda.worker.holding import SCRATCH_FD, hold, make_group
 from biruda.worker.opening import Opening
-from biruda.worker.serve import preload, rehearse, serve_over
+from biruda.worker.serve import rehearse_in_machine, serve_over
 
 PORT: Final = "biruda"
 WORK: Final = "/build"
@@ -72,6 +70,7 @@ class Wake:
 class _Arguments:
     root: str = ""  # file system of the disk; "": there is none
     scratch: str = ""
+    rehearses: bool = False  # it becomes a template
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,6 +99,8 @@ def _parsed(arguments: Sequence[str]) -> _Arguments:
             parsed.root = value
         elif name == "scratch":
             parsed.scratch = value
+        elif name == "rehearse":
+            parsed.rehearses = True
     return parsed
 
 
@@ -117,7 +118,8 @@ def _live(arguments: _Arguments) -> None:
         _say(port, Ready(problem=str(error)))
         _wait_until_read(port)
         return
-    _preload()
+    if arguments.rehearses:
+        _rehearse()
     _say(port, Ready(boot_id=_read("/proc/sys/kernel/random/boot_id"), kernel=os.uname().release))
     wake = _told(port)
     if wake is not None:
@@ -243,24 +245,16 @@ def _furnish() -> None:
             os.chmod(path, mode)
     with suppress(OSError):
         kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        make_group()  # that it lacks something is seen when it is to hold a limit
     up("lo")
 
 
-def _preload() -> None:
-    """Do once what a template's clones then need not do: a whole conversation, with nobody at its other end."""
+def _rehearse() -> None:
+    """Do once what a template's clones then need not."""
     opening = Opening(worker="", nonce="", kind=Kind.QEMU, work=WORK, lease_s=1.0, owns_pids=True)
     decode(Wake, encode(Wake(opening=opening, seconds=0, nanoseconds=0, entropy="", hostname="")))
-    preload()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(mark_of(opening.nonce, bytes(CONNECTION_BYTES - 1) + b"\1"))
-        theirs.shutdown(socket.SHUT_WR)
-        serve_over(ours.fileno(), ours.fileno(), opening)
-    rehearse(opening)
-    for path in ("/bin/sh", "/usr/bin/env"):
-        with suppress(OSError), open(path, "rb") as file:
-            while file.read(1 << 20):
-                pass
+    rehearse_in_machine(opening)
+    os.sync()  # else each clone would write to its disk what this one did
 
 
 def _awake(wake: Wake) -> None:

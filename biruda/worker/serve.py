@@ -19,13 +19,13 @@ import select
 import socket
 import sys
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import replace
 
+from biruda import process
 from biruda.convert import decode as convert_decode
 from biruda.errors import PeerError
-from biruda.guessenv.here import guess_here
+from biruda.frames import Session
 from biruda.messages import (
     PROTOCOL,
     Assign,
@@ -45,6 +45,7 @@ from biruda.messages import (
 )
 from biruda.model import Artifact, AttemptResult, Facts, Kind, LogInfo, Outcome, Recipe, Step, StepResult
 from biruda.process import own_process
+from biruda.wire import CONNECTION_BYTES, mark_of
 from biruda.worker.attempt import Attempt
 from biruda.worker.cleanup import WorkDirectory
 from biruda.worker.conversation import Conversation
@@ -60,13 +61,19 @@ from biruda.worker.wire import Wire
 _ABANDON_POLL_MS = 2
 _LONGEST_S = 3600.0
 _FRESH_MS = 5  # a worker that nobody asked for anything until then is a spare
+_REHEARSAL_S = 5.0
+_FRESH_MACHINE_MS = 250  # its processor may be emulated, and what it is asked for first take that long to come
 
 
 def preload() -> None:
     """Do once what would be done at the first attempt. For a zygote: after its forks the root may be another.
 
-    All that serve() needs is imported with this module; decoders, OpenSSL's configuration and the like are not.
+    An injected worker says hello first, and imports what only an attempt needs when it comes to it.
     """
+    import biruda.guessenv.here
+    import biruda.sourcepack.unpack  # noqa: F401
+
+    process.prepare()
     recipe = Recipe(steps=(Step(name="", argv=()),))
     for message in (
         Attach(protocol=PROTOCOL, nonce="", lease_s=1.0),
@@ -111,6 +118,31 @@ def rehearse(opening: Opening) -> None:
         )
         attempt.advance(time.monotonic())
         attempt.clean_up()
+
+
+def rehearse_in_machine(opening: Opening) -> None:
+    """Go once through a whole attempt, from its assignment to the frames with what a shell printed.
+
+    An emulated processor translates each piece of code when it first comes to it, the kernel's too: a fifth of a second
+    and more that a spare has taken before a job waits for it. Nobody else may have processes here: an attempt's end
+    kills them all.
+    """
+    alone = replace(opening, guess=False, user="", reuse=True)  # the work directory stays, as new
+    session = Session()
+    recipe = Recipe(steps=(Step(name="", argv=("/bin/sh", "-c", "echo; exit 0")),))
+    assignment = Assignment(job=1, attempt=1, environment="", recipe=recipe, lease_s=_REHEARSAL_S)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, suppress(Exception):  # what is wrong here is said by the first real attempt
+        theirs.sendall(
+            mark_of(opening.nonce, os.urandom(CONNECTION_BYTES))
+            + session.message(encode(Attach(protocol=PROTOCOL, nonce=opening.nonce, lease_s=_REHEARSAL_S)))
+            + session.message(encode(Assign(assignments=(assignment,))))
+        )
+        worker = Worker(None, Wire(ours.fileno(), ours.fileno(), opening.nonce), alone, -1)
+        try:
+            worker.run_until_ended(time.monotonic() + _REHEARSAL_S)
+        finally:
+            worker.close()
 
 
 def serve(connection: socket.socket, listener: socket.socket | None, opening: Opening) -> None:
@@ -179,6 +211,8 @@ class Worker:
         polled: dict[int, int] = {}
         poll = select.poll()
         is_fresh = self._opening.kind is not Kind.THREAD
+        is_machine = self._opening.kind is Kind.QEMU
+        fresh_ms = _FRESH_MACHINE_MS if is_machine else _FRESH_MS
         while not self._is_over():
             wanted = self._descriptors()
             if wanted != polled:
@@ -188,13 +222,23 @@ class Worker:
                     poll.register(fd, mask)
                 polled = wanted
             is_fresh = is_fresh and self._orders.attempt is None
-            if is_fresh and not poll.poll(_FRESH_MS):
-                rehearse(self._opening)
+            if is_fresh and not poll.poll(fresh_ms):
+                rehearse_in_machine(self._opening) if is_machine else rehearse(self._opening)
                 is_fresh = False
             self._turn({fd for fd, _ in poll.poll(self._timeout_ms())})
 
+    def run_until_ended(self, give_up_s: float) -> None:
+        """Turn until the attempt that it is given has ended, and all of that was said."""
+        while time.monotonic() < give_up_s and (self._orders.attempt is None or self._orders.attempt.ended is None):
+            poll = select.poll()
+            for fd, mask in self._descriptors().items():
+                poll.register(fd, mask)
+            self._turn({fd for fd, _ in poll.poll(_ABANDON_POLL_MS)})
+
     def _descriptors(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
+        if self._wire is not None and time.monotonic() >= self._wire.rests_until_s:
+            self._wire.rests_until_s = 0.0  # decided here alone: who does not poll it must not wait for ever either
         if self._listener is not None and not self._rests:
             wanted[self._listener.fileno()] = select.POLLIN
         if self._child_fd >= 0:
@@ -214,7 +258,7 @@ class Worker:
 
     @property
     def _rests(self) -> bool:
-        return self._wire is not None and time.monotonic() < self._wire.rests_until_s
+        return self._wire is not None and self._wire.rests_until_s > 0
 
     def _timeout_ms(self) -> int | None:
         now_s = time.monotonic()
@@ -238,7 +282,7 @@ class Worker:
 
     def _is_over(self) -> bool:
         if self._orders.conversation is None:
-            is_awaited = self._orders.attempt is not None or (self._wire is not None and not self._wire.was_used)
+            is_awaited = not self._orders.is_empty or (self._wire is not None and not self._wire.was_used)
             if self._listener is None or not is_awaited:
                 return True
         return self._orders.is_done or (time.monotonic() >= self._lease_end_s and not self._is_spoken_to())
@@ -263,10 +307,9 @@ class Worker:
             _empty(self._child_fd)
             ready.add(self._child_fd)
         if attempt is not None:
-            has_output = attempt.log.read_fd in ready
-            self._orders.guard(attempt, lambda: self._work(attempt, has_output))
-            if not self._orders.guard(attempt, lambda: self._send(attempt)):
-                self._orders.guard(attempt, lambda: self._send(attempt))  # what came of that
+            self._drive(attempt, has_output=attempt.log.read_fd in ready)
+        while self._orders.go_on() and self._orders.attempt is not None:
+            self._drive(self._orders.attempt, has_output=False)
         if self._child_fd in ready:
             self._reap()  # after the step's own process was looked at
         conversation = self._orders.conversation
@@ -276,6 +319,12 @@ class Worker:
                 conversation.link.flush()
             if conversation.link.lost:
                 self._disconnect()
+
+    def _drive(self, attempt: Attempt, *, has_output: bool) -> None:
+        """Do what can be done now, and tell what came of it."""
+        self._orders.guard(attempt, lambda: self._work(attempt, has_output))
+        if not self._orders.guard(attempt, lambda: self._send(attempt)):
+            self._orders.guard(attempt, lambda: self._send(attempt))  # what came of that
 
     def _work(self, attempt: Attempt, has_output: bool) -> None:
         conversation = self._orders.conversation
@@ -288,7 +337,7 @@ class Worker:
 
     def _send(self, attempt: Attempt) -> None:
         if self._orders.conversation is not None:
-            self._orders.conversation.send(attempt)
+            self._orders.conversation.send(attempt, at_once=not self._orders.waiting)
 
     def _reap(self) -> None:
         if self._opening.owns_pids or self._opening.subreaper:
@@ -311,7 +360,9 @@ class Worker:
         self._disconnect()
         self._orders.conversation = Conversation(connection, self._opening)
         who = self._identity
-        self._orders.conversation.greet(self._orders.attempt, self._facts, arch=who.arch, boot_id=who.boot_id)
+        self._orders.conversation.greet(
+            self._orders.attempt, self._facts, others=self._orders.others, arch=who.arch, boot_id=who.boot_id
+        )
         self._orders.conversation.link.flush()
 
     def _disconnect(self) -> None:
@@ -333,7 +384,7 @@ class Worker:
             sys.stderr.write(f"biruda: worker {self._opening.worker} closes its connection: {error}\n")
             conversation.link.lost = True
         except Exception:  # a bug of ours, found by a peer: the attempt shall not pay for it
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             conversation.link.lost = True
 
     def close(self) -> None:
@@ -352,10 +403,12 @@ class Worker:
                 attempt.advance(time.monotonic())
                 select.poll().poll(_ABANDON_POLL_MS)
         except Exception:  # whatever it is, what can be removed shall be
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
 
 
 def _facts() -> Facts:
+    from biruda.guessenv.here import guess_here  # here, so that who is not asked for a guess is there sooner
+
     guess = guess_here().as_dict()
     return convert_decode(Facts, {name: guess[name] for name in Facts.__dataclass_fields__ if name in guess})
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +15,9 @@ def own_signals() -> Iterator[int]:
 
     Every handler is a function: what is ignored would stay ignored in the steps.
     """
-    if threading.current_thread() is not threading.main_thread():
+    try:
+        descriptor = signal.set_wakeup_fd(-1)
+    except ValueError:  # not the main thread
         yield -1
         return
     reader, writer = os.pipe()
@@ -25,7 +26,7 @@ def own_signals() -> Iterator[int]:
     numbers = [getattr(signal, name) for name in ("SIGCHLD", *_UNHEEDED) if hasattr(signal, name)]
     mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
     handlers = {number: signal.signal(number, _wake) for number in numbers}
-    descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader
     finally:

@@ -1,11 +1,9 @@
 """The source pack of an attempt, unpacked as it arrives."""
 
 from contextlib import suppress
-from pathlib import Path
 
 from biruda.errors import BirudaError, EnvironmentFault, PeerError
 from biruda.model import Outcome
-from biruda.sourcepack.unpack import Unpacker
 
 
 class PackRefused(Exception):
@@ -20,6 +18,10 @@ class SourceIntake:
     """Takes a pack's bytes in order. On a new connection they may come again from the start."""
 
     def __init__(self, directory: str) -> None:
+        from pathlib import Path
+
+        from biruda.sourcepack.unpack import Unpacker  # here: a worker says hello before it needs it
+
         self.complete = False
         self._unpacker = Unpacker(Path(directory))
         self._taken_bytes = 0

@@ -53,23 +53,25 @@ class Wire:
 
         Raises BlockingIOError when none did: what came is for the one before; EOFError when nobody can come back.
         """
-        data = self._read()
         connection: WireConnection | None = None
-        seen = self._tail + data
+        taken = len(self._tail)  # so much of what is seen was given to the current connection already
+        seen = self._tail + self._read()
         while (at := seen.find(self._secret)) >= 0:
             rest = at + SECRET_BYTES + CONNECTION_BYTES
             if len(seen) < rest:
                 break
-            self._end_current()
             number = seen[at + SECRET_BYTES : rest]
+            if number == HANG_UP and self._current is not None:
+                self._current.take(seen[taken:at])  # who hangs up has meant all that was said before
+            self._end_current()
             connection = None
             if number != HANG_UP:
                 self._current = connection = WireConnection(self._read_fd, self._write_fd, echo_of(self._nonce, number))
                 self.was_used = True
-            seen = data = seen[rest:]
+            seen, taken = seen[rest:], 0
         self._tail = seen[-(SECRET_BYTES + CONNECTION_BYTES - 1) :]
         if self._current is not None:
-            self._current.take(data)
+            self._current.take(seen[taken:])
         if connection is None:
             raise BlockingIOError
         return connection, None
@@ -118,15 +120,14 @@ class WireConnection:
         self._came += data
 
     def end(self) -> None:
-        """Nothing more comes; what came and was not read does not count."""
+        """Nothing more comes but what it was given."""
         self._has_ended = True
-        self._came = b""
 
     def recv_into(self, buffer: memoryview) -> int:
         """How many bytes it put there; 0 at the end. Raises BlockingIOError when there is nothing now."""
-        if self._has_ended:
-            return 0
         if not self._came:
+            if self._has_ended:
+                return 0
             raise BlockingIOError
         piece = self._came[: len(buffer)]
         buffer[: len(piece)] = piece

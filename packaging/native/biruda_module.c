@@ -1,6 +1,6 @@
-/* _biruda: what a worker asks of the kernel and Python has no name for.
+/* _biruda: what a worker asks of the kernel and Python has no name for; and the processor's own SHA-256.
  *
- * A static worker has no dlopen, so no ctypes. Each function is one system call; a failure raises OSError as the
+ * A static worker has no dlopen, so no ctypes. Each function but one is one system call; a failure raises OSError as the
  * functions of os do, with the path where there is one. biruda/worker/kernel.py is the typed face of it. */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -11,6 +11,7 @@
 #include <linux/random.h>
 #include <sched.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
@@ -19,6 +20,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "sha256.h"
 
 #ifndef BIRUDA_ARCH
 #error "BIRUDA_ARCH: the canonical name of the architecture this is compiled for"
@@ -215,6 +218,29 @@ static PyObject *biruda_add_entropy(PyObject *module, PyObject *arguments)
     return result(status, NULL);
 }
 
+/* The state is 32 bytes, the data a number of whole blocks. */
+static PyObject *biruda_sha256_blocks(PyObject *module, PyObject *arguments)
+{
+    Py_buffer state, data;
+    uint32_t words[8];
+    int fits;
+
+    if (!PyArg_ParseTuple(arguments, "w*y*:sha256_blocks", &state, &data))
+        return NULL;
+    if ((fits = sha256_is_here() && state.len == sizeof words && data.len % 64 == 0)) {
+        memcpy(words, state.buf, sizeof words);
+        sha256_blocks(words, data.buf, (size_t)data.len / 64);
+        memcpy(state.buf, words, sizeof words);
+    }
+    PyBuffer_Release(&state);
+    PyBuffer_Release(&data);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "sha256_blocks: a state of 32 bytes and whole blocks, where has_sha256");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"mount", biruda_mount, METH_VARARGS, NULL},
     {"umount2", biruda_umount2, METH_VARARGS, NULL},
@@ -227,11 +253,14 @@ static PyMethodDef methods[] = {
     {"unshare", biruda_unshare, METH_VARARGS, NULL},
     {"set_time", biruda_set_time, METH_VARARGS, NULL},
     {"add_entropy", biruda_add_entropy, METH_VARARGS, NULL},
+    {"sha256_blocks", biruda_sha256_blocks, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static int add_constants(PyObject *module)
 {
+    if (PyModule_AddIntConstant(module, "has_sha256", sha256_is_here()) != 0)
+        return -1;
     return PyModule_AddStringConstant(module, "arch", BIRUDA_ARCH);
 }
 

@@ -13,6 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from lean import write_out  # noqa: E402 - along the path above, which an isolated Python has not
+
+# As this process was started itself: it reads nothing that was compiled earlier
+PYTHON = (sys.executable, "-I", "-S", "-B", "-X", f"pycache_prefix={sys.pycache_prefix}")
+
 ROOTS = ("biruda.__main__", "biruda.cli.guess", "biruda.guessenv", "biruda.worker.serve", "biruda.sourcepack.unpack")
 ENTRY = "biruda_worker"
 
@@ -35,6 +42,17 @@ CHANGES = (
         "def compile(p, flags=0):\n",
         "import biruda_ready\ndef compile(p, flags=0):\n"
         "    if ready := biruda_ready.pattern(p, flags): return _sre.compile(*ready)\n",
+    ),
+    ("socket", "import os, sys, io, selectors\n", "import os, sys, io\n"),  # for sendfile(), which no worker calls
+    # nobody asks a worker for an AddressFamily: the numbers do
+    *(
+        ("socket", f"{kind}._convert_(\n        '{name}',", f"{name} = (lambda *names: int)(\n        '{name}',")
+        for kind, name in (
+            ("IntEnum", "AddressFamily"),
+            ("IntEnum", "SocketKind"),
+            ("IntFlag", "MsgFlag"),
+            ("IntFlag", "AddressInfo"),
+        )
     ),
 )
 
@@ -61,10 +79,11 @@ def main() -> int:
     checkout, output = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         ours, foreign = closure(checkout)
-        modules = {**{name: (path, 1) for name, path in ours.items()}, **standard_library(foreign)}
-        modules[ENTRY] = (HERE / f"{ENTRY}.py", 1)
-        sources = {name: (text_of(name, path), path, optimize) for name, (path, optimize) in modules.items()}
-        sources["biruda_ready"] = (ready(checkout, ours, output), HERE / "biruda_ready.py", 2)
+        own = {name: write_out(path.read_bytes()) for name, path in ours.items()}
+        modules = {**standard_library(foreign), ENTRY: HERE / f"{ENTRY}.py"}
+        sources = {name: (own[name], path) for name, path in ours.items()}
+        sources |= {name: (text_of(name, path), path) for name, path in modules.items()}
+        sources["biruda_ready"] = (ready(own, ours, output), HERE / "biruda_ready.py")
     except CannotFreeze as error:
         sys.stderr.write(f"build-static: {error}\n")
         return 1
@@ -142,11 +161,11 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from statements(child)
 
 
-def standard_library(names: set[str]) -> dict[str, tuple[Path, int]]:
-    """Everything that importing these, and starting, brings in: path and level of optimization by name."""
+def standard_library(names: set[str]) -> dict[str, Path]:
+    """Everything that importing these, and starting, brings in: path by name."""
     wanted = sorted(name for name in names if name not in sys.builtin_module_names and name != "_biruda")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "frozen_modules=off", "-c", SHOW, *wanted, *LATE],
+        [*PYTHON, "-X", "frozen_modules=off", "-c", SHOW, *wanted, *LATE],
         capture_output=True,
         text=True,
         check=False,
@@ -154,7 +173,7 @@ def standard_library(names: set[str]) -> dict[str, tuple[Path, int]]:
     if done.returncode != 0:
         raise CannotFreeze(f"the worker's Python cannot import what biruda does:\n{done.stderr}")
     found = (line.split(" ", 1) for line in done.stdout.splitlines())
-    return {name: (Path(path), 2) for name, path in found}
+    return {name: Path(path) for name, path in found}
 
 
 def text_of(name: str, path: Path) -> bytes:
@@ -168,12 +187,17 @@ def text_of(name: str, path: Path) -> bytes:
     return text
 
 
-def ready(checkout: Path, ours: dict[str, Path], output: Path) -> bytes:
-    """The source of biruda_ready with what importing biruda's modules generated."""
-    recorded = output / "recorded"
+def ready(own: dict[str, ast.Module], ours: dict[str, Path], output: Path) -> bytes:
+    """The source of biruda_ready with what importing biruda's modules, as they are frozen, generated."""
+    recorded, lean = output / "recorded", output / "lean"
+    for name, path in ours.items():
+        module = lean.joinpath(*name.split("."))
+        module = module / "__init__.py" if path.name == "__init__.py" else module.with_suffix(".py")
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(ast.unparse(own[name]))
     names = sorted(name for name in ours if name != "biruda.__main__")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", HERE / "rehearse.py", recorded, checkout, *names],
+        [*PYTHON, HERE / "rehearse.py", recorded, HERE, lean, *names],
         capture_output=True,
         text=True,
         check=False,
@@ -184,14 +208,14 @@ def ready(checkout: Path, ours: dict[str, Path], output: Path) -> bytes:
     return text.replace('RECORDED = b""', f"RECORDED = {recorded.read_bytes()!r}").encode()
 
 
-def write(sources: dict[str, tuple[bytes, Path, int]], output: Path) -> None:
+def write(sources: dict[str, tuple[bytes | ast.Module, Path]], output: Path) -> None:
     """frozen.bin: the code objects one after the other; frozen.c: their names, places and sizes."""
     blob = bytearray()
     rows = []
     for name in sorted(sources):
-        text, path, optimize = sources[name]
+        text, path = sources[name]
         filename = f"<biruda>/{name.replace('.', '/')}.py"  # what a traceback shows: no path of this machine
-        code = marshal.dumps(compile(text, filename, "exec", dont_inherit=True, optimize=optimize))
+        code = marshal.dumps(compile(text, filename, "exec", dont_inherit=True, optimize=2))
         blob += bytes(-len(blob) % 16)
         rows.append(f'    {{"{name}", blob + {len(blob)}, {len(code)}, {int(path.name == "__init__.py")}}},')
         blob += code

@@ -1,4 +1,4 @@
-"""Imports what a worker imports and notes what that generates: rehearse.py OUTPUT CHECKOUT MODULE…
+"""Imports what a worker imports and notes what that generates: rehearse.py OUTPUT FOLDER FOLDER MODULE…
 
 Run by the worker's own Python; OUTPUT becomes biruda_ready.RECORDED.
 """
@@ -61,8 +61,8 @@ dataclasses.exec = note_exec
 
 import importlib  # noqa: E402
 
-sys.path.insert(0, sys.argv[2])
-for name in sys.argv[3:]:
+sys.path[:0] = sys.argv[2:4]
+for name in sys.argv[4:]:
     importlib.import_module(name)
 with open(sys.argv[1], "wb") as file:
     file.write(marshal.dumps((codes, patterns)))

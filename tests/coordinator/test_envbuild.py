@@ -611,7 +611,7 @@ def test_a_suite_is_built_without_a_pocket_whose_index_is_broken(
     ("says", "message", "hint"),
     [
         ("E: Unable to locate package nope", "E: Unable to locate package nope", "has no package nope"),
-        ("E: x NO_PUBKEY 123", "E: x NO_PUBKEY 123", "install the keyring package"),
+        ("E: x NO_PUBKEY 123", "E: x NO_PUBKEY 123", "give the file with the keys by --keyring"),
         ("No space left on device", "No space left on device", "make room"),
         ("E: The repository 'http://m nope Release' does not have a Release file.", "Release file.", "--mirror URL"),
         ("only this", "only this", ""),
@@ -638,6 +638,18 @@ def test_debootstrap_does_where_there_is_nothing_better(farm: Farm, tmp_path: Pa
     assert (place / "root/usr/bin/later").exists()
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="debootstrap takes root")
+@pytest.mark.parametrize("tool", ["mmdebstrap", "debootstrap"])
+def test_a_keyring_is_given_to_the_tool(
+    farm: Farm, tmp_path: Path, tools: Callable[..., str], tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("keys.gpg").touch()
+    path = tools(**{tool: 'for word; do case $word in --keyring=*) echo "E: $word"; exit 1;; esac; done'})
+    options = {"suite": "jammy", "mirror": "http://mirror/ubuntu", "search_path": path}
+    assert f"E: --keyring={tmp_path}/keys.gpg" in farm.refused(**options, keyring=Path("keys.gpg"))
+
+
 def test_without_a_tool_the_line_to_install_one_is_named(farm: Farm, tools: Callable[..., str]) -> None:
     said = farm.refused(suite="bookworm", mirror="http://mirror/debian", search_path=tools())
     assert said.endswith("and neither is installed | apt-get install mmdebstrap")
@@ -650,6 +662,7 @@ def test_without_a_tool_the_line_to_install_one_is_named(farm: Farm, tools: Call
         ({"suite": "-x"}, "cannot be the name of a suite"),
         ({"suite": "bookworm", "include": ["--x"]}, "cannot be the name of a package"),
         ({"suite": "bookworm", "mirror": "copy:///x"}, "cannot be a mirror"),
+        ({"suite": "bookworm", "keyring": Path("/no/keys.gpg")}, "/no/keys.gpg: there is no keyring that can be read"),
         ({"suite": "bookworm", "variant": "tiny"}, "there is no variant 'tiny'"),
         ({"suite": "bookworm", "arch": "s390x"}, "cannot run programs for s390x"),
     ],

@@ -3,10 +3,12 @@
 import os
 import socket
 import string
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from roottrees import MACHINES, elf
 
 from biruda.guessenv import ALIASES, fingerprint, guess, guess_here
 from biruda.guessenv.static import PROGRAMS
@@ -246,3 +248,65 @@ def test_all_programs_are_looked_for(tree):
         guess(tree.program(path, "ppc64el"))
         assert guess(tree).arch == "ppc64el", path
         tree.at(path).unlink()
+
+
+PATHS = sorted(
+    {path[1:] for path in (*RELEASE_FILES, *PROGRAMS)}
+    | {
+        "var/lib/dpkg/status",
+        "lib/apk/db/installed",
+        "etc/apk/arch",
+        "etc/rpm/platform",
+        "lib64",
+        "lib",
+        "usr/lib",
+        "usr",
+    }
+)
+REAL_ELF = st.builds(
+    lambda machine, kind, places: _damaged(elf(machine, kind=kind), places),
+    st.sampled_from(sorted(MACHINES.values(), key=repr)),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=6),
+)
+NODES = st.one_of(
+    st.tuples(st.just("file"), st.one_of(REAL_ELF, ELF_BYTES, RELEASE_BYTES, st.just(DEBIAN.encode()))),
+    st.tuples(st.just("link"), TARGETS.map(str.encode)),
+    st.sampled_from([("directory", b""), ("pipe", b""), ("socket", b""), ("closed", b"ID=x\n")]),
+)
+
+
+def _damaged(content, places):
+    content = bytearray(content)
+    for place, value in places:
+        content[place % len(content)] = value
+    return bytes(content)
+
+
+def _make(path, kind, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        os.mknod(path, 0o140644)
+    elif kind == "link":
+        path.symlink_to(content.decode() or ".")
+    else:
+        path.write_bytes(content)
+        path.chmod(0 if kind == "closed" else 0o755)
+
+
+@given(nodes=st.dictionaries(st.sampled_from(PATHS), NODES, max_size=8))
+@settings(deadline=None, max_examples=200)
+def test_any_root_tree(tmp_path_factory, nodes):
+    root = tmp_path_factory.mktemp("root")
+    for path, (kind, content) in nodes.items():
+        with suppress(OSError):  # it lies below something that is no directory, or is there by now
+            _make(root / path, kind, content)
+
+    before = len(os.listdir("/dev/fd"))
+    assert_safe(guess(root))
+    assert fingerprint(root) == fingerprint(root)
+    assert len(os.listdir("/dev/fd")) == before

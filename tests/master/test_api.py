@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from biruda import VERSION
 from biruda.link import Link, dial
 from biruda.master import access, api, openapi
 from biruda.master import service as service_module
+from biruda.master.connections import Door
 from biruda.master.service import Master
 from biruda.messages import PROTOCOL, EnvironmentCommand, SamplesWanted
 from biruda.model import Outcome
@@ -61,6 +62,7 @@ class Client:
     host: FakeCoordinator
     home: Path
     tcp: str = ""
+    doors: list[Door] = field(default_factory=list)  # of the Unix socket, and of TCP
 
     async def ask(self, method: str, path: str, **more: Any) -> Answer:
         url = URL(f"http://master{path}", encoded=True) if path.startswith("/") else URL(path)
@@ -125,7 +127,7 @@ async def served(
             ):
                 while not master.farm.knows("h1"):
                     await master.changed()
-                yield Client(session, master, host, home, f"http://127.0.0.1:{port}")
+                yield Client(session, master, host, home, f"http://127.0.0.1:{port}", app[api.DOORS])
         finally:
             os.close(directory)
 

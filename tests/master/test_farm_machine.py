@@ -4,6 +4,7 @@ The coordinators of this machine do what docs/protocol.md says, and nothing more
 may be late, doubled or lost with a session. Now and then the master restarts with what its real store has.
 """
 
+import os
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ class FarmMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.store = Store(Path(self.directory.name) / "master.db")
         self.farm = Farm(lease_s=LEASE_S)
         self.now_s = 1000.0
@@ -127,6 +128,7 @@ class FarmMachine(RuleBasedStateMachine):
         self.finishes: dict[int, int] = {}  # job -> how often it finished
         self.allowed: dict[int, int] = {}  # job -> how often it was asked for
         self.past: list[ev.Event] = []
+        self.dying = False  # the master: what it says now is not heard
 
     def teardown(self) -> None:
         try:
@@ -141,16 +143,14 @@ class FarmMachine(RuleBasedStateMachine):
 
     # The shell around the farm.
 
-    def handle(self, event: ev.Event) -> None:
-        before = {job: live.state for job, live in self.farm.jobs.items()}
+    def handle(self, *events: ev.Event) -> None:
+        live_before = set(self.farm.jobs)
+        next_job = self.farm.next_job
         running = {host: dict(state.running) for host, state in self.farm.hosts.items()}
-        actions = self.farm.handle(event)
-        self.past.append(event)
-        live_before = set(before)
-        if isinstance(event, ev.JobsSubmitted):
-            live_before |= set(range(self.farm.next_job - len(event.specs), self.farm.next_job))
-        if isinstance(event, ev.RetryRequested):
-            live_before.add(event.job)
+        actions = self.farm.handle(*events)
+        self.past += events
+        live_before |= set(range(next_job, self.farm.next_job))
+        live_before |= {event.job for event in events if isinstance(event, ev.RetryRequested)}
         for action in actions:
             match action:
                 case ev.SaveFinished(job=job):
@@ -160,7 +160,7 @@ class FarmMachine(RuleBasedStateMachine):
                 case ev.SaveQueued(job=job) | ev.SavePlaced(job=job) | ev.SaveAttempt(job=job):
                     assert job in live_before
                 case ev.Send(host=host, message=message):
-                    if self.coordinators[host].has_session:
+                    if self.coordinators[host].has_session and not self.dying:
                         self.coordinators[host].coming.append(message)
         self.farm.leaving.clear()
         self.saves += [action for action in actions if not isinstance(action, ev.Send | ev.Drop)]
@@ -402,17 +402,76 @@ class FarmMachine(RuleBasedStateMachine):
                 return  # nobody could have said that
             self.handle(replace(event, at=self.at))
 
+    # All that can be said, in any order, at once.
+
+    @rule(draw=st.data(), outcome=outcomes, some=st.integers(0, 3))
+    def everything_comes_at_once(self, draw: st.DataObject, outcome: Outcome, some: int) -> None:
+        """One batch of the master: no order among its events is sure, and any may come twice."""
+        events: list[ev.Event] = [ev.Tick(at=self.at)]
+        for host in HOSTS:
+            self.receive(host, 9)
+            events += self.all_that_can_be_said(self.coordinators[host], outcome)
+        placed = sorted(job for job in self.farm.jobs if self.is_placed(job))[:some]
+        events += [
+            ev.CancelRequested(job=job, outcome=Outcome.CANCELLED, reason="at once", at=self.at) for job in placed
+        ]
+        twice = draw.draw(st.lists(st.sampled_from(events), max_size=4))
+        self.handle(*draw.draw(st.permutations([*events, *twice])))
+
+    def all_that_can_be_said(self, coordinator: Coordinator, outcome: Outcome) -> list[ev.Event]:
+        """Of every attempt: that it began, two steps, that it ended."""
+        if not coordinator.linked or coordinator.unreported is not None:
+            return []
+        events: list[ev.Event] = [ev.HostResumed(host=coordinator.host, at=self.at)]
+        for (job, attempt), held in coordinator.held.items():
+            held.started, held.outcome = True, held.outcome or outcome
+            about = {"host": coordinator.host, "job": job, "attempt": attempt, "at": self.at}
+            events += [
+                self.began(coordinator.host, job, attempt),
+                ev.StepFinished(index=0, result=step_result("one"), **about),
+                ev.StepFinished(index=1, result=step_result("two"), **about),
+                self.finished(coordinator.host, job, attempt, held),
+            ]
+        return events
+
     # The master restarts.
 
     @rule()
     def restart_the_master(self) -> None:
         self.flush()
+        self.start_again()
+
+    @rule(draw=st.data(), outcome=outcomes, jobs=st.integers(0, 2))
+    def the_master_dies_before_it_says_what_it_did(self, draw: st.DataObject, outcome: Outcome, jobs: int) -> None:
+        """What it was told is on disk, and nobody has heard what follows."""
+        self.dying = True
+        if jobs:
+            self.submit([{}] * jobs, 0, 1)
+        self.everything_comes_at_once(draw, outcome, 2)
+        self.dying = False
+        self.restart_the_master()
+
+    @rule(draw=st.data(), outcome=outcomes)
+    def the_master_dies_before_it_writes(self, draw: st.DataObject, outcome: Outcome) -> None:
+        """It was told and thought about it; nothing of that is left."""
+        self.flush()
+        before = self.snapshot(self.farm)
+        finishes = dict(self.finishes)
+        self.dying = True
+        self.everything_comes_at_once(draw, outcome, 2)
+        self.dying = False
+        self.saves.clear()
+        self.finishes = finishes
+        self.start_again(before)
+
+    def start_again(self, expected: Any = None) -> None:
+        """A new process, with what is in the store."""
         self.store.close()
         self.store = Store(Path(self.directory.name) / "master.db")
         again = Farm(lease_s=LEASE_S, next_job=self.store.next_job())
         again.restore(self.store.live_jobs(), self.store.hosts(), self.at)
         again.check()
-        assert self.snapshot(again) == self.snapshot(self.farm)
+        assert self.snapshot(again) == (expected or self.snapshot(self.farm))
         assert self.store.last_event == self.next_event - 1
         assert {name: replace(host.report, attempts=()) for name, host in self.farm.hosts.items()} == {
             name: host.report for name, host in again.hosts.items()
@@ -433,7 +492,7 @@ class FarmMachine(RuleBasedStateMachine):
             live.job: (live.spec, live.submitted_s, live.last_attempt, live.infra_failures, state(live))
             for live in farm.jobs.values()
         }
-        return farm.next_job, jobs, {name: host.running for name, host in farm.hosts.items()}
+        return farm.next_job, jobs, {name: dict(host.running) for name, host in farm.hosts.items()}
 
     # What must hold.
 
@@ -491,7 +550,7 @@ def test_no_order_of_events_loses_a_job_or_runs_it_twice() -> None:
     run_state_machine_as_test(
         FarmMachine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 

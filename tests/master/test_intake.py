@@ -285,6 +285,29 @@ async def test_equal_content_is_sent_once_and_has_all_its_names(intake: Intake, 
     assert len(inodes) == 1
 
 
+async def test_what_a_process_closed_and_did_not_record_is_closed_again(intake: Intake, spool: Spool) -> None:
+    contents = {"a": b"same", "b": b"same", "c/empty": b"", "d": b"", "e": b"other"}
+    ended = result(artifacts=tuple(artifact(path, data) for path, data in contents.items()))
+    intake.expect(ended)
+    await give(intake, 0, b"same", channel=1)
+    await give(intake, 0, b"other", channel=5)
+    assert intake.missing() == []
+    intake.close()
+    again = Intake(spool, 5, 1, notice)
+    again.expect(ended)
+    assert again.missing() == []
+    kept = again.close()
+    assert kept is not None
+    assert [item.path for item in kept.artifacts] == list(contents)
+    assert {path: (spool.partial_artifacts(5, 1) / path).read_bytes() for path in contents} == contents
+    assert said == []
+
+
+async def test_two_artifacts_of_one_name_and_content_are_one(intake: Intake, spool: Spool) -> None:
+    assert await collected(intake, spool, {1: b"x"}, artifact("a", b"x"), artifact("a", b"x")) == {"a": b"x"}
+    assert said == ["artifact 'a' of job 5 is left out: another one has its name"]
+
+
 async def test_empty_files_need_no_bytes(intake: Intake, spool: Spool) -> None:
     assert await collected(intake, spool, {}, artifact("empty"), artifact("also/empty")) == {
         "empty": b"",
@@ -298,6 +321,11 @@ async def test_a_damaged_artifact_is_left_out_and_said(intake: Intake, spool: Sp
     )
     assert found == {}
     assert said == [f"artifact {path!r} of job 5 came damaged and is left out" for path in ("a", "b")]
+
+
+async def test_an_artifact_that_came_in_part_is_left_out_and_said(intake: Intake, spool: Spool) -> None:
+    assert await collected(intake, spool, {1: b"go"}, artifact("a", b"good")) == {}
+    assert said == ["artifact 'a' of job 5 came with 2 of 4 bytes and is left out"]
 
 
 async def test_data_of_no_artifact_is_nothing(intake: Intake) -> None:

@@ -89,6 +89,13 @@ def test_publishing_twice_changes_nothing(spool: Spool) -> None:
     assert left(spool) == []
 
 
+def test_artifacts_of_an_attempt_that_was_lost_are_not_left_behind(spool: Spool) -> None:
+    came_in(spool, artifacts=ARTIFACTS)
+    spool.publish(record())
+    assert set(seen(spool)) == {f"{NAME}.log", f"{NAME}.json"}
+    assert list((spool.directory / PARTIAL).iterdir()) == []
+
+
 def test_nothing_printed_is_an_empty_log(spool: Spool) -> None:
     assert spool.publish(record(b"")) == b""
     assert seen(spool)[f"{NAME}.log"] == b""

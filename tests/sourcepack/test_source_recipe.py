@@ -155,3 +155,39 @@ def test_chunk_stream_is_made_and_read_piece_by_piece() -> None:
     arriving = wire.decode_chunks(wire.encode_chunks(endless()))
     assert [next(arriving) for _ in range(3)] == [chunk] * 3
     assert made < 10
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(places=st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(max_size=4), st.integers(0, 4)), max_size=4))
+def test_a_damaged_recipe_is_a_recipe_or_refused(places: list[tuple[int, bytes, int]]) -> None:
+    data = recipe.encode(GOOD)
+    for place, put, lost in places:
+        place %= len(data) + 1
+        data = data[:place] + put + data[place + lost :]
+    try:
+        decoded = recipe.decode(data, max_tar_bytes=LIMIT)
+    except PeerError:
+        return
+    assert recipe.encode(list(decoded.entries)) == data
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(max_size=4), st.integers(0, 4)), max_size=4),
+    inside=st.booleans(),
+    size=st.integers(1, 500),
+)
+def test_a_damaged_chunk_stream_gives_whole_chunks_or_is_refused(
+    places: list[tuple[int, bytes, int]], inside: bool, size: int
+) -> None:
+    chunks = [b"one" * 100, b"two", os.urandom(300)]
+    data = b"".join(struct.pack(">I", len(chunk)) + chunk for chunk in chunks) if inside else None
+    data = data or b"".join(wire.encode_chunks(chunks))
+    for place, put, lost in places:
+        place %= len(data) + 1
+        data = data[:place] + put + data[place + lost :]
+    try:
+        for chunk in wire.decode_chunks(pieces_of(zstd.compress(data) if inside else data, size)):
+            assert 0 < len(chunk) <= CHUNK_BYTES
+    except PeerError:
+        pass

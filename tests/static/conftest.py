@@ -10,7 +10,10 @@ from tests.static.places import Maker
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_LIMIT_S = 1800
-QUICK = ("tests/static/test_kernel.py", "tests/static/test_places.py", "tests/static/test_executable.py")
+QUICK = tuple(
+    f"tests/static/test_{name}.py"
+    for name in ("bare_host", "executable", "kernel", "lean", "limits", "packages", "places")
+)
 OWN_ARCH = {
     "x86_64": "amd64",
     "i686": "i386",

@@ -82,3 +82,40 @@ class Maker:
         source.write_text('#include <stdio.h>\nint main(void) { return puts("a tool of this root") < 0; }\n')
         subprocess.run([compiler, "-o", root / "bin" / "tool", source], check=True)
         return root
+
+
+class BareHost:
+    """A root tree as the root of a host: /proc, /dev and /tmp are what a kernel and an init give. Daemons may stay."""
+
+    def __init__(self, root: Path, *, is_read_only: bool = False) -> None:
+        self.root = root
+        for name in ("proc", "dev", "tmp"):
+            (root / name).mkdir(exist_ok=True)
+        mounts = 'mount --bind "$1" "$1"; cd "$1"; mount -t proc proc proc; '
+        if is_read_only:
+            mounts += "mount -t tmpfs -o ro tmpfs dev; mount -o remount,bind,ro .; "
+        else:
+            mounts += "mount --rbind /dev dev; mount -t tmpfs -o mode=1777 tmpfs tmp; "
+        mounts += "echo ready; exec sleep infinity"
+        enter = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", mounts, "hold", str(root)]
+        self._holder = subprocess.Popen(enter, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+
+    def run(self, *argv: str, limit_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
+        """Run a program of that root, with no variable but a PATH."""
+        enter = ["nsenter", f"--target={self._holder.pid}", "--mount", "chroot", str(self.root)]
+        return subprocess.run(
+            [*enter, *argv],
+            env={"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+        )
+
+    def close(self) -> None:
+        """Its mounts are gone."""
+        self._holder.kill()
+        self._holder.communicate()

@@ -33,13 +33,14 @@ arch, scratch = sys.argv[2:]
 python = cpython(arch)
 argv = [*compile_argv(TARGETS[arch]), "-static", f'-DBIRUDA_ARCH="{arch}"', "-I", f"{python}/include"]
 argv += ["-o", f"{scratch}/python"]
-argv += [f"{scratch}/main.c", f"{sys.argv[1]}/native/biruda_module.c", f"{python}/libpython.a", "-lm"]
+native = [f"{sys.argv[1]}/native/{name}" for name in ("biruda_module.c", "sha256.c")]
+argv += [f"{scratch}/main.c", *native, f"{python}/libpython.a", "-lm"]
 subprocess.run(argv, check=True, env=compiler_environment())
 print(python)
 """
 
 CALLS = """
-import _biruda as k, errno, os
+import _biruda as k, errno, hashlib, os, struct
 def fails(codes, function, *arguments):
     try:
         function(*arguments)
@@ -82,6 +83,18 @@ for size in (0, 1025):
     except ValueError:
         continue
     raise AssertionError(size)
+if k.has_sha256:
+    first = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+    state, data = bytearray(struct.pack("=8I", *first)), os.urandom(6400)
+    k.sha256_blocks(state, data[:64])
+    k.sha256_blocks(state, data[64:] + b"\\x80" + bytes(55) + struct.pack(">Q", 8 * len(data)))
+    assert struct.pack(">8I", *struct.unpack("=8I", state)) == hashlib.sha256(data).digest()
+for wrong in ((bytearray(31), bytes(64)), (bytearray(32), bytes(63))):
+    try:
+        k.sha256_blocks(*wrong)
+    except ValueError:
+        continue
+    raise AssertionError(wrong)
 try:
     k.mount("a", "b\\0c", None, 0, None)
 except ValueError:

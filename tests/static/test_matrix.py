@@ -13,8 +13,12 @@ from biruda.model import Outcome
 from tests.static.conftest import CHECKOUT, OWN_ARCH, build
 from tests.static.hello import started
 from tests.static.places import WITH_PROC, Maker, Place
+from tests.static.test_kernel import BUILDER
+from tests.static.test_packages import build_packages, by_dpkg, check_farm
 from tests.static.test_places import check_guess, check_worker
-from tests.worker.peer import recipe_of, shell
+from tests.worker.peer import recipe_of, shell, step
+
+FETCH = "import sys; sys.path.insert(0, sys.argv[1]); import sources; print(sources.tarball(sys.argv[2]))"
 
 pytestmark = pytest.mark.skipif("BIRUDA_MATRIX" not in os.environ, reason="takes minutes: make test-matrix runs it")
 
@@ -26,6 +30,7 @@ QEMU = {
     "riscv64": "qemu-riscv64-static",
     "ppc64el": "qemu-ppc64le-static",
 }
+KEYRING = "ubuntu-keyring"  # of sources.toml: Debian packages what signs Ubuntu's old suites
 NATIVE = {"amd64": ("amd64", "i386"), "arm64": ("arm64",)}
 SUITES = ("bullseye", "bookworm", "trixie")
 
@@ -59,6 +64,32 @@ def suite_root(roots: Path, suite: str, arch: str = OWN_ARCH) -> Path:
     return root
 
 
+def ubuntu_root(roots: Path) -> Path:
+    """Of Ubuntu 16.04, unpacked but not set up: that takes an order of packages which mmdebstrap does not keep."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a root tree is built")
+    root = roots / "xenial"
+    if not root.is_dir():
+        argv = ["mmdebstrap", "--mode=root", "--variant=extract", "--skip=check/qemu,output/dev"]
+        argv += [f"--keyring={ubuntu_keyring(roots)}", "--include=apt,bash,coreutils,dash,dpkg", "xenial", str(root)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            shutil.rmtree(root, ignore_errors=True)
+            pytest.skip(f"no root tree of Ubuntu 16.04: {done.stderr.strip()[-300:]}")
+    return root
+
+
+def ubuntu_keyring(roots: Path) -> Path:
+    """The keys of Ubuntu's archive, from the package that Debian has of them; skips where it cannot be had."""
+    unpacked = roots / KEYRING
+    argv = [BUILDER, "-B", "-c", FETCH, CHECKOUT / "packaging", KEYRING]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no {KEYRING}: {done.stderr.strip().splitlines()[-1:]}")
+    subprocess.run(["dpkg-deb", "--extract", done.stdout.strip(), unpacked], check=True)
+    return unpacked / "usr/share/keyrings/ubuntu-archive-keyring.gpg"
+
+
 @pytest.mark.parametrize("kind", ["worker", "executable"])
 @pytest.mark.parametrize("suite", SUITES)
 def test_debian(suite: str, kind: str, roots: Path, maker: Maker, request: pytest.FixtureRequest) -> None:
@@ -71,7 +102,7 @@ def test_debian(suite: str, kind: str, roots: Path, maker: Maker, request: pytes
 @pytest.mark.parametrize("kind", ["worker", "executable"])
 def test_ubuntu_16_04(kind: str, roots: Path, maker: Maker, request: pytest.FixtureRequest) -> None:
     file: Path = request.getfixturevalue(kind)
-    place = maker.place(suite_root(roots, "xenial"), file, mounts=[WITH_PROC], tool="apt-get --version")
+    place = maker.place(ubuntu_root(roots), file, mounts=[WITH_PROC], tool="apt-get --version")
     check_guess(place)
     check_worker(place)
 
@@ -114,14 +145,50 @@ def test_every_architecture_starts(arch: str, all_workers: Path, maker: Maker) -
     assert (guess.returncode, guess.stderr) == (0, "")
     with started(argv, guess=True) as worker:
         assert worker.hello.arch == arch
+        worker.peer.attach()
+        worker.peer.assign(recipe_of(shell("echo a job of $(uname -s)"), step("/bin/false", name="ends")))
+        assert worker.peer.result().outcome is Outcome.FAILED
+        assert bytes(worker.peer.log.head) == b"a job of Linux\n"
+        worker.peer.record()
 
 
-def test_two_builds_are_identical(dist: Path, all_workers: Path, tmp_path: Path) -> None:
-    """Of everything but the cached interpreter and packages, in another directory, from a copy of the sources."""
-    copy = tmp_path / "copy"
-    ignored = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".mypy_cache", ".demo", "spool")
-    shutil.copytree(CHECKOUT, copy, ignore=ignored)
-    subprocess.run([copy / "build-static.sh", "--output", tmp_path / "out"], check=True, capture_output=True)
-    build()
-    for name in ("biruda", *(f"workers/{arch}" for arch in QEMU)):
-        assert (tmp_path / "out" / name).read_bytes() == (dist / name).read_bytes(), name
+def test_the_deb_in_debian(dist: Path, roots: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-a", "--reflink=auto", suite_root(roots, "bookworm"), root], check=True)
+    check_farm(by_dpkg, build_packages(dist), root)
+
+
+IGNORED = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".mypy_cache", ".demo", ".six", "spool")
+SHARED = ("cpython-", "zig-", "sources", "environment-")  # of the cache: what is not biruda's own
+
+
+def build_apart(where: Path, *options: str) -> Path:
+    """What a copy of the sources makes in a directory of its own, with a cache that holds nothing of biruda's own."""
+    shutil.copytree(CHECKOUT, where / "sources", ignore=IGNORED)
+    cache = where / "cache"
+    cache.mkdir()
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for path in Path(os.environ.get("BIRUDA_BUILD_CACHE") or user / "biruda-build").iterdir():
+        if path.name.startswith(SHARED) and path.is_dir() and path.name != "zig-cache":
+            (cache / path.name).symlink_to(path)
+    env = {**os.environ, "BIRUDA_BUILD_CACHE": str(cache)}
+    words = [where / "sources" / "build-static.sh", *options, "--output", where / "out"]
+    done = subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where / "out"
+
+
+def test_two_builds_are_identical(dist: Path, tmp_path: Path) -> None:
+    """Of all but the interpreter and the packages: in two directories, each with an empty cache for the rest."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "another").mkdir()
+    one = build_apart(tmp_path / "one", "--arch", OWN_ARCH)
+    other = build_apart(tmp_path / "another", "--arch", OWN_ARCH)
+    for name in (f"workers/{OWN_ARCH}", "biruda"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_the_workers_of_all_architectures_are_identical(all_workers: Path, tmp_path: Path) -> None:
+    other = build_apart(tmp_path, "--workers")
+    for arch in QEMU:
+        assert (other / "workers" / arch).read_bytes() == (all_workers / arch).read_bytes(), arch

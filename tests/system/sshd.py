@@ -232,9 +232,9 @@ class SshHost:
         return sorted(found)
 
 
-def cgroups() -> set[Path]:
-    """All control groups of any biruda on this machine."""
-    return {path for top in Path("/sys/fs/cgroup").rglob("biruda") for path in (top, *top.rglob("*")) if path.is_dir()}
+def cgroups(instance: str) -> list[Path]:
+    """All control groups of a farm on this machine; others may be here too."""
+    return [path for top in Path("/sys/fs/cgroup").rglob("biruda") for path in top.glob(f"{instance}*")]
 
 
 def middle(prefix: Sequence[str]) -> list[str]:

@@ -22,8 +22,6 @@ MASTER = '[master]\nlink_listen = ":7879"\n'
 TALK = "i=0; while [ $i -lt 80 ]; do echo line $i; i=$((i+1)); sleep 0.1; done"
 TALKED = b"".join(b"line %d\n" % number for number in range(80))
 
-pytestmark = pytest.mark.slow  # brings the executable over, again and again
-
 
 @dataclass
 class Two:
@@ -91,9 +89,28 @@ def changed(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(240)
-def test_deploy_a_job_upgrade_remove_and_nothing_is_left(two: Two) -> None:
-    before, groups = two.beech.files(), cgroups()
+def test_deploy_a_job_there_remove_and_nothing_is_left(two: Two) -> None:
+    before = two.beech.files()
     said = two.deployed()
+    instance = two.beech.run("cat /var/lib/biruda/instance").strip()
+    assert "● joined as beech, at https://" in said
+    assert "is in the farm" in said
+    job = two.master.finished(two.master.submit("hostname; echo from $0", requirements={"host": "beech"}))
+    assert (job["outcome"], two.master.log(job["job"])) == ("passed", b"beech\nfrom /bin/sh\n")
+    said = two.deployed("--remove")
+    assert said.endswith(f"nothing of biruda is left on root@{two.beech.address}\n")
+    assert changed(before, two.beech.files()) == {}
+    assert two.beech.processes() == []
+    assert instance
+    assert cgroups(instance) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_deploy_a_job_upgrade_remove_and_nothing_is_left(two: Two) -> None:
+    before = two.beech.files()
+    said = two.deployed()
+    instance = two.beech.run("cat /var/lib/biruda/instance").strip()
     lines = [re.sub(r"^● ", "", line) for line in said.splitlines()]
     assert lines[0] == f"root@{two.beech.address} is beech: amd64 busybox1.35, root, no systemd"
     assert re.fullmatch(r"sending [0-9.]+ MiB to /usr/local/bin/biruda", lines[1])
@@ -137,10 +154,12 @@ def test_deploy_a_job_upgrade_remove_and_nothing_is_left(two: Two) -> None:
     assert said.endswith(f"nothing of biruda is left on root@{two.beech.address}\n")
     assert changed(before, two.beech.files()) == {}
     assert two.beech.processes() == []
-    assert cgroups() <= groups
+    assert instance
+    assert cgroups(instance) == []
     assert "nothing of biruda is left" in two.deployed("--remove")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_deploy_as_a_user_that_is_not_root(two: Two) -> None:
     before = two.beech.files()
@@ -158,6 +177,7 @@ def test_deploy_as_a_user_that_is_not_root(two: Two) -> None:
     assert two.beech.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_home_that_was_there_keeps_what_deploy_did_not_make(two: Two) -> None:
     two.beech.run("mkdir -p /srv/farm && echo mine > /srv/farm/notes")
@@ -169,6 +189,7 @@ def test_a_home_that_was_there_keeps_what_deploy_did_not_make(two: Two) -> None:
     assert changed(before, two.beech.files()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_homes_on_one_host_and_an_executable_that_was_there(two: Two) -> None:
     before = two.beech.files()
@@ -187,6 +208,7 @@ def test_two_homes_on_one_host_and_an_executable_that_was_there(two: Two) -> Non
     assert changed(before, two.beech.files()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_what_is_refused_is_said_in_a_sentence_and_leaves_nothing(two: Two, tmp_path: Path) -> None:
     beech, before = two.beech, two.beech.files()
@@ -232,6 +254,7 @@ def test_what_is_refused_is_said_in_a_sentence_and_leaves_nothing(two: Two, tmp_
     assert beech.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_master_that_listens_for_nobody_says_so_before_anything_is_started(two: Two) -> None:
     two.master.daemons["master"].kill(signal.SIGTERM)
@@ -246,6 +269,7 @@ def test_a_master_that_listens_for_nobody_says_so_before_anything_is_started(two
     assert "this master takes no other hosts" in two.refused()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_executable_brings_itself(two: Two, tmp_path: Path) -> None:
     beech, before = two.beech, two.beech.files()
@@ -269,6 +293,7 @@ def test_the_executable_brings_itself(two: Two, tmp_path: Path) -> None:
     assert changed(before, beech.files()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_revoked_host_joins_again_when_it_is_deployed_again(two: Two) -> None:
     two.deployed()

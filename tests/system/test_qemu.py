@@ -9,23 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines import MachineFiles, fetch_kernel, make_files, need_machines
+from tests.machines import MachineFiles, fetch_kernel, need_machines
 from tests.system.farm import RealFarm, farm, until
+
+pytestmark = pytest.mark.timeout(300)  # the first one's template: emulated machines boot several times
 
 LINES = 400
 TALK = f"i=0; while [ $i -lt {LINES} ]; do echo line $i of the log; i=$((i+1)); usleep 5000; done; echo end"
 TALKED = b"".join(b"line %d of the log\n" % number for number in range(LINES)) + b"end\n"
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory, busybox_root: Path) -> MachineFiles:
-    return make_files(tmp_path_factory.mktemp("machines") / "files", busybox_root, platform="busybox1.35")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Template and verdict, once for all farms of a session."""
-    return tmp_path_factory.mktemp("machines-cache")
 
 
 @contextmanager
@@ -43,12 +34,12 @@ def wait_for_clones(real: RealFarm) -> None:
         evidence = real.get("/api/v1/environments/vm")["evidence"]
         return any("clones of a RAM template" in sentence for sentence in evidence)
 
-    until("there is a template", clones, 120)
+    until("there is a template", clones, 240)
 
 
 @pytest.fixture
-def vm(tmp_path: Path, files: MachineFiles, cache: Path) -> Iterator[RealFarm]:
-    with machine_farm(tmp_path / "h", files, cache) as real:
+def vm(tmp_path: Path, machine_files: MachineFiles, machine_cache: Path) -> Iterator[RealFarm]:
+    with machine_farm(tmp_path / "h", machine_files, machine_cache) as real:
         yield real
 
 
@@ -96,6 +87,20 @@ def test_a_job_goes_on_when_the_coordinator_is_killed(vm: RealFarm) -> None:
     vm.nothing_left()
 
 
+def test_a_flood_goes_on_byte_by_byte_when_the_coordinator_is_killed(vm: RealFarm) -> None:
+    flood = "dd if=/dev/zero bs=64k count=80 2>/dev/null | tr '\\0' x; echo {}"
+    number = vm.submit("; ".join(flood.format(turn) for turn in range(4)), env="vm")
+    for turn in (0, 1):
+        vm.log_has(number, b"x%d\n" % turn)
+        vm.daemons["coordinator"].kill()
+        vm.start("coordinator")
+    job = vm.finished(number, 120)
+    assert (job["outcome"], job["attempt"], job["log"]["complete"]) == ("passed", 1, True), job
+    expected = b"".join(b"x" * (80 << 16) + b"%d\n" % turn for turn in range(4))
+    assert (vm.home / "spool" / f"{job['spool']}.log").read_bytes() == expected
+    vm.nothing_left()
+
+
 def test_a_job_that_ends_while_nobody_is_there_is_not_run_again(vm: RealFarm) -> None:
     number = vm.submit("echo before; sleep 1; cat /proc/sys/kernel/random/uuid; echo after", env="vm")
     vm.log_has(number, b"before")
@@ -109,8 +114,10 @@ def test_a_job_that_ends_while_nobody_is_there_is_not_run_again(vm: RealFarm) ->
     vm.nothing_left()
 
 
-def test_a_machine_ends_itself_when_its_lease_is_over(tmp_path: Path, files: MachineFiles, cache: Path) -> None:
-    with machine_farm(tmp_path / "h", files, cache, "lease_s = 2") as real:
+def test_a_machine_ends_itself_when_its_lease_is_over(
+    tmp_path: Path, machine_files: MachineFiles, machine_cache: Path
+) -> None:
+    with machine_farm(tmp_path / "h", machine_files, machine_cache, "lease_s = 2") as real:
         number = real.submit("echo here; sleep 1000", env="vm", retries=0)
         real.log_has(number, b"here")
         real.daemons["coordinator"].kill()

@@ -270,6 +270,7 @@ def test_short_cut_of_the_cable_costs_nothing(there: There) -> None:
     there.nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_long_cut_of_the_cable_ends_the_worker_by_its_lease(there: There) -> None:
     there.configure(options='"ServerAliveInterval=2", "ServerAliveCountMax=6", "ConnectTimeout=2"', lease_s=6)

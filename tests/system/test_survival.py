@@ -139,6 +139,24 @@ def test_a_job_whose_worker_always_dies_ends_as_infra(up: RealFarm) -> None:
     up.nothing_left()
 
 
+@pytest.mark.slow
+def test_a_coordinator_starts_although_its_workers_do_not_answer(apart: RealFarm) -> None:
+    script = "echo my parent is $PPID; [ $BIRUDA_ATTEMPT = 2 ] || sleep 1000"
+    numbers = [apart.submit(script, env=env) for env in ("host", "tiny")]
+    for number in numbers:
+        apart.log_has(number, b"my parent")
+    stopped = [pid for pid in apart.worker_pids() if b"spawners.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    apart.daemons["coordinator"].kill()
+    apart.start("coordinator")
+    assert "Traceback" not in apart.daemons["coordinator"].log.read_text()
+    for number in numbers:
+        job = apart.finished(number)
+        assert (job["outcome"], job["attempt"], job["attempts"][0]["outcome"]) == ("passed", 2, "infra")
+    apart.nothing_left()
+
+
 def test_killed_zygote_costs_nothing(up: RealFarm) -> None:
     number = up.submit(TALK, env="tiny")
     up.log_has(number, b"line 5\n")

@@ -59,6 +59,7 @@ class Sink:
         self.head = bytearray()
         self.pieces = 0
         self.ended_at: int | None = None
+        self.job = 0
         self._kept_bytes = kept_bytes
 
     def add(self, header: DataHeader, payload: memoryview) -> None:
@@ -122,7 +123,7 @@ class Peer:
                     continue
                 if isinstance(item, DataFrame):
                     self.first_data_at = self.first_data_at or time.perf_counter()
-                    self.channels.setdefault(item.header.channel, Sink()).add(item.header, item.payload)
+                    self._sink(item.header).add(item.header, item.payload)
                     self.elapsed_ms.append(item.header.elapsed_ms)
                 else:
                     self.messages.append(decode_from_worker(item.payload))
@@ -130,6 +131,14 @@ class Peer:
                     self.raw(self.session.ack())
         if self.session.ack_due and self.acknowledges and not self.is_lazy:
             self.raw(self.session.ack())
+
+    def _sink(self, header: DataHeader) -> Sink:
+        """That of the attempt which runs now."""
+        sink = self.channels.setdefault(header.channel, Sink())
+        if sink.job not in (0, header.job):
+            sink = self.channels[header.channel] = Sink()
+        sink.job = header.job
+        return sink
 
     def raw(self, data: bytes) -> None:
         """Write bytes, whatever they are; a peer that has closed is no error."""

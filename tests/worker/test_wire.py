@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from biruda.coordinator.spawners.docker_api import Demultiplexer
 from biruda.coordinator.spawners.injected import Incoming, birth, connect
 from biruda.frames import DataHeader, FrameType, pack
-from biruda.messages import PROTOCOL, Cancel, encode
+from biruda.messages import PROTOCOL, AttemptRecorded, Cancel, encode
 from biruda.model import Outcome
 from biruda.wire import CONNECTION_BYTES, HANG_UP, echo_of, mark_of
 from biruda.worker.opening import Opening
+from biruda.worker.serve import Worker
 from biruda.worker.wire import Wire
 from tests.worker.peer import NONCE, Peer, opening_of, python, recipe_of, shell, wait_until
 from tests.worker.test_log import BLOCKS, blocks_sha256
@@ -101,8 +102,8 @@ def test_the_opening_comes_over_the_wire_and_lines_before_it_do_not_count() -> N
     ("line", "said"),
     [
         (b"biruda-opening 99 {}\n", f"speaks protocol 99, this worker {PROTOCOL}; run the same version"),
-        (b"biruda-opening 1 {\n", "the opening is no JSON"),
-        (b'biruda-opening 1 {"new": 1}\n', "the opening does not fit this worker"),
+        (b"biruda-opening 2 {\n", "the opening is no JSON"),
+        (b'biruda-opening 2 {"new": 1}\n', "the opening does not fit this worker"),
         (b"x" * 70_000, "longer than 65536 bytes"),
         (b"", "nobody is there to tell it what for"),
     ],
@@ -184,6 +185,17 @@ def test_an_idle_worker_ends_when_the_coordinator_hangs_up() -> None:
     with wired() as worker:
         worker.attach().attach()
         worker.ours.sendall(mark_of(NONCE, HANG_UP))
+        assert worker.wait_ended(5) == 0
+
+
+def test_what_was_said_before_hanging_up_counts() -> None:
+    """They come in one read when the coordinator stops just then; else the worker would keep its ended attempt."""
+    with wired() as worker:
+        peer = worker.attach()
+        result = peer.run(shell("echo hello"))
+        assert result.outcome is Outcome.PASSED
+        recorded = peer.session.message(encode(AttemptRecorded(job=7, attempt=1)))
+        worker.ours.sendall(recorded + mark_of(NONCE, HANG_UP))
         assert worker.wait_ended(5) == 0
 
 
@@ -322,6 +334,22 @@ def test_a_port_that_is_closed_and_opened_again_is_no_end(port: tuple[Path, Path
     before = _cpu_s(pid)
     time.sleep(0.3)
     assert _cpu_s(pid) - before < 0.2, "it does not rest while nobody is there"
+
+
+def test_a_port_that_rests_is_looked_at_again(tmp_path: Path) -> None:
+    """The rest may be over between the look at what is polled and the look at the clock, as on a slow processor."""
+    read_fd, write_fd = os.pipe()
+    try:
+        wire = Wire(read_fd, write_fd, NONCE, reopens=True)
+        worker = Worker(None, wire, opening_of(tmp_path, room_path="", lease_s=1000), -1)
+        wire.rests_until_s = time.monotonic() + 0.01
+        assert read_fd not in worker._descriptors()
+        time.sleep(0.02)
+        assert worker._timeout_ms() == 0
+        assert read_fd in worker._descriptors()
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 def _cpu_s(pid: int) -> float:

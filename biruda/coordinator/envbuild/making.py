@@ -57,6 +57,7 @@ def build(
     tarball: Path | None = None,
     directory: Path | None = None,
     mirror: str | None = None,
+    keyring: Path | None = None,
     variant: str = "buildd",
     replace: bool = False,
     fresh: bool = False,
@@ -101,7 +102,8 @@ def build(
         if image is not None:
             return _install_image(shelf, name, image, docker, progress, replace=replace, fresh=fresh)
         if suite is not None:
-            origin = _suite_origin(suite, arch, include, mirror, variant, tools, etc, progress, emulate=emulate)
+            wanted = _suite(suite, arch, include, keyring, variant)
+            origin = _suite_origin(wanted, mirror, tools, etc, progress, emulate=emulate)
         elif tarball is not None:
             origin = Tarball(tarball)
         else:
@@ -331,18 +333,7 @@ def _kernel_order(origin: Origin, root: Path, facts: Guess, mirror: str | None, 
     return kernels.KernelOrder(suite=suite, arch=facts.arch, sources=sources, digest=digest)
 
 
-def _suite_origin(
-    name: str,
-    arch: str | None,
-    include: Sequence[str],
-    mirror: str | None,
-    variant: str,
-    tools: Tools,
-    etc: Path,
-    progress: Progress,
-    *,
-    emulate: bool,
-) -> SuiteOrigin:
+def _suite(name: str, arch: str | None, include: Sequence[str], keyring: Path | None, variant: str) -> Suite:
     if not _SUITE.fullmatch(name):
         raise UserError(f"{name!r} cannot be the name of a suite", hint="such as bookworm, trixie or noble")
     wrong = [package for package in include if not _PACKAGE.fullmatch(package)]
@@ -350,13 +341,29 @@ def _suite_origin(
         raise UserError(f"{wrong[0]!r} cannot be the name of a package")
     if variant not in suites.VARIANTS:
         raise UserError(f"there is no variant {variant!r}", hint=f"one of {', '.join(suites.VARIANTS)}")
+    if keyring is not None and not os.access(keyring, os.R_OK):
+        raise UserError(f"{keyring}: there is no keyring that can be read")
+    own = guess("/").arch  # of a 32-bit system under a 64-bit kernel, the system's
+    return Suite(
+        name=name,
+        arch=arch or (_host_arch() if own == "unknown" else own),
+        include=tuple(sorted(set(include))),
+        variant=variant,
+        keyring=os.path.abspath(keyring) if keyring is not None else "",
+    )
+
+
+def _host_arch() -> str:
+    kernel = os.uname().machine
+    return canonical_arch(kernel) or kernel
+
+
+def _suite_origin(
+    suite: Suite, mirror: str | None, tools: Tools, etc: Path, progress: Progress, *, emulate: bool
+) -> SuiteOrigin:
     if mirror is not None and not _MIRROR.fullmatch(mirror):
         raise UserError(f"{mirror!r} cannot be a mirror", hint="such as http://deb.debian.org/debian")
-    kernel = os.uname().machine
-    host_arch = canonical_arch(kernel) or kernel
-    own = guess("/").arch  # of a 32-bit system under a 64-bit kernel, the system's
-    arch = arch or (host_arch if own == "unknown" else own)
-    suite = Suite(name=name, arch=arch, include=tuple(sorted(set(include))), variant=variant)
+    host_arch = _host_arch()
     suites.check_arch(suite.arch, host_arch, progress, emulate=emulate)
     sources = host_sources(suite.name, suite.arch, host_arch, etc) if mirror is None else (Source(uri=mirror),)
     return SuiteOrigin(suite, sources, tools)

@@ -37,6 +37,7 @@ class Suite:
     arch: str
     include: tuple[str, ...] = ()
     variant: str = "buildd"
+    keyring: str = ""  # a file with the keys of who signs the packages; "" for those that the host trusts
 
     def __str__(self) -> str:
         return f"{self.name} {self.arch}"
@@ -110,6 +111,7 @@ def _mmdebstrap(
         # options of this host, proxies with their passwords among them, are not for jobs to read
         '--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap',
         *([f"--include={','.join(suite.include)}"] if suite.include else []),
+        *([f"--keyring={suite.keyring}"] if suite.keyring else []),
         suite.name,
         str(plain),
         *map(str, sources),
@@ -132,6 +134,7 @@ def _debootstrap(
     directory = work / "debootstrap"
     argv = ["debootstrap", f"--variant={suite.variant}", f"--arch={suite.arch}"]
     argv += [f"--include={','.join(suite.include)}"] if suite.include else []
+    argv += [f"--keyring={suite.keyring}"] if suite.keyring else []
     argv += [suite.name, str(directory), *([base.uri] if base else [])]
     told = _run(suite, argv, {}, (), tools, progress)
     if told:
@@ -229,7 +232,7 @@ class _Narrator:
         """What to do about the failures that are known."""
         text = "\n".join(self._lines)
         if re.search(r"NO_PUBKEY|not signed|keyring", text):
-            return "install the keyring package of the distribution: debian-archive-keyring, ubuntu-keyring"
+            return "install debian-archive-keyring or ubuntu-keyring, or give the file with the keys by --keyring"
         if match := re.search(r"(?:Unable to locate package|Couldn't find these debs:) (\S+)", text):
             return f"{suite.name} has no package {match[1]}: look at --include"
         if re.search(r"No space left", text):

@@ -210,9 +210,8 @@ class DockerSpawner:
 
     async def _create(self, environment: Environment, place: Place, image: Image, worker: Executable) -> None:
         path = None if self._uploads else worker.path
-        body = specification(environment, place.worker, image, self._host.instance, path)
         try:
-            await self._docker.call("POST", "/containers/create", body=body, name=self._name(place))
+            await self._ask_to_create(specification(environment, place.worker, image, self._host.instance, path), place)
         except DockerRefused as refusal:
             if refusal.status == 409:  # of a try that was cut off
                 await self._remove(place)
@@ -221,10 +220,29 @@ class DockerSpawner:
             else:
                 raise
             path = None if self._uploads else worker.path
-            body = specification(environment, place.worker, image, self._host.instance, path)
-            await self._docker.call("POST", "/containers/create", body=body, name=self._name(place))
+            await self._ask_to_create(specification(environment, place.worker, image, self._host.instance, path), place)
         if path is None:
             await self._docker.put_archive(self._name(place), await asyncio.to_thread(_packed, worker.path))
+
+    async def _ask_to_create(self, body: dict[str, Any], place: Place) -> None:
+        """A cancel waits for the answer: the daemon goes on with it, and the container would be there after _undo()."""
+        faults: list[EnvironmentFault] = []
+
+        async def ask() -> None:
+            try:
+                await self._docker.call("POST", "/containers/create", body=body, name=self._name(place))
+            except EnvironmentFault as fault:
+                faults.append(fault)
+
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(ask(), name=f"create container of {place.worker}")
+            try:
+                await asyncio.shield(asked)
+            except asyncio.CancelledError:
+                await asyncio.wait((asked,), timeout=END_LIMIT_S)
+                raise
+        if faults:
+            raise faults[0]
 
     async def _connect(self, place: Place, birth: bytes = b"") -> tuple[socket.socket, injected.Incoming]:
         """A connection over the container's standard streams, with its mark written."""

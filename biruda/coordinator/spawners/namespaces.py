@@ -65,6 +65,10 @@ def carry_out(plan: Sequence[op.Operation], address: Callable[[], Address]) -> N
 
 def _hint(operation: op.Operation, error: OSError) -> str:
     match operation:
+        case op.MakeMountsPrivate() if error.errno == errno.EINVAL:
+            return (
+                "biruda itself runs in a plain chroot, whose root is no mount: mount --bind that root onto itself first"
+            )
         case op.MountOverlay() if error.errno == errno.ENODEV:
             return "the kernel has no overlay file system: modprobe overlay"
         case op.MountOverlay() if os.getuid() and error.errno in (errno.EPERM, errno.EINVAL):

@@ -16,6 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from biruda.config import Environment
 from biruda.model import Facts, Kind, Limits
+from biruda.worker.opening import log_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Place:
     kind: Kind
     environment: str
     nonce: str
-    directory: str  # on the host, made by spawn(): `sock` (the listening socket), `log` (the room), `work`
+    directory: str  # on the host, made by spawn(): `sock` (the listening socket), log_file(), `work`
     cgroups: tuple[str, ...] = ()  # directories that may come to be, the cgroup v2 one first where there is one
     veth: str = ""  # the host's end
     pid: int = 0  # known after spawn()
@@ -45,6 +46,13 @@ class Place:
 
 HOST_KINDS: Final = frozenset({Kind.THREAD, Kind.PROCESS, Kind.CHROOT})
 """Their workers see this host's files, and write what an attempt prints to its file themselves."""
+
+
+def log_file(place: "Place", job: int, attempt: int) -> str:
+    """The file on this host in which the log of a place's attempt is."""
+    path = f"{place.directory}/log"
+    return log_path(path, job, attempt) if place.kind in (Kind.THREAD, Kind.PROCESS) else path
+
 
 MOST_LEASE_S: Final[Mapping[Kind, float]] = {Kind.SSH: 90.0}
 """Where nobody can come back, a worker ends itself before its coordinator gives up, so that no attempt runs twice."""

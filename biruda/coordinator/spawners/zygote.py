@@ -40,6 +40,7 @@ from biruda.coordinator.spawners.requests import (
 )
 from biruda.errors import EnvironmentFault
 from biruda.worker.cleanup import remove_tree
+from biruda.worker.opening import is_log
 from biruda.worker.serve import preload
 from biruda.worker.serve import serve as worker_serve
 
@@ -57,7 +58,7 @@ class _Place:
         self.is_settled = True  # it can end without a coordinator
 
     def clean(self) -> None:
-        """End what is left of it and remove all but its log."""
+        """End what is left of it and remove all but what was printed."""
         for path in self.cgroups:
             with contextlib.suppress(EnvironmentFault):
                 cgroup.end(path, _END_LIMIT_S)
@@ -66,7 +67,7 @@ class _Place:
                 cgroup.remove(path)
         with contextlib.suppress(OSError):
             for name in os.listdir(self.directory):
-                if name != "log" or os.path.getsize(f"{self.directory}/log") == 0:
+                if not is_log(name) or os.path.getsize(f"{self.directory}/{name}") == 0:
                     remove_tree(f"{self.directory}/{name}")
             Path(self.directory).rmdir()
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,50 @@ async def test_the_end_is_seen_where_processes_are_counted_elsewhere(
     asyncio.get_running_loop().remove_reader(worker.spawned.pidfd)
     with pytest.raises(OSError, match=r".*"):
         await docker.spawner.attach(worker.place)
+
+
+async def test_a_spawn_that_is_cancelled_leaves_nothing_however_slow_the_daemon_is(
+    docker: Kit, dockerd: Dockerd, tmp_path: Path
+) -> None:
+    asked, may_answer, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A daemon that takes its time to create a container, and does so whether or not anybody waits for it."""
+        request = await reader.readuntil(b"\r\n\r\n")
+        if b"/containers/create" in request:
+            asked.set()
+            await may_answer.wait()
+        back, forth = await asyncio.open_unix_connection(dockerd.socket)
+        with closing(forth), closing(writer):
+            forth.write(request)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pour(reader, forth))
+                tasks.create_task(pour(back, writer))
+        if b"/containers/create" in request:
+            answered.set()
+
+    async def pour(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+            target.write_eof()
+
+    async with await asyncio.start_unix_server(relay, tmp_path / "slow"):
+        slow = DockerSpawner(replace(docker.host, docker_socket=str(tmp_path / "slow")))
+        facts = await slow.prepare(docker.environment)
+        place = slow.plan(docker.environment, "late", NONCE, tmp_path / "late")
+        spawning = asyncio.create_task(slow.spawn(docker.environment, place, facts, lease_s=20, guess=False))
+        await asked.wait()
+        spawning.cancel()
+        await asyncio.wait((spawning,), timeout=0.5)  # it may have given up
+        may_answer.set()
+        with pytest.raises(asyncio.CancelledError):
+            await spawning
+        await answered.wait()
+        names = [each["Names"][0] for each in dockerd.containers()]
+        assert f"/biruda-{docker.host.instance}-late" not in names
+        assert not (tmp_path / "late").exists()
 
 
 async def test_how_fast_it_is(docker: Kit) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from biruda.convert import decode
-from biruda.coordinator.spawners.protocol import Place
+from biruda.coordinator.spawners.protocol import Place, log_file
 from biruda.model import Kind, Outcome
 from tests.coordinator.spawners.making import Kit
 from tests.coordinator.spawners.support import (
@@ -69,6 +69,10 @@ def lone_coordinator(kind: Kind, root: Path, directory: Path, lease_s: float = 3
 forked = pytest.mark.parametrize("kind", [Kind.PROCESS, Kind.CHROOT])
 
 
+def log_name(place: Place) -> str:
+    return os.path.basename(log_file(place, 7, 1))
+
+
 @forked
 def test_an_attempt_outlives_its_coordinator_and_is_found_again(kind: Kind, tiny_root: Path, tmp_path: Path) -> None:
     with lone_coordinator(kind, tiny_root, tmp_path) as lone:
@@ -87,7 +91,7 @@ def test_an_attempt_outlives_its_coordinator_and_is_found_again(kind: Kind, tiny
         wait_exit(lone.place.pid)
         wait_exit(lone.zygote)
         assert_nothing_left(lone.place)
-        assert not [name for name in os.listdir(lone.place.directory) if name != "log"]
+        assert set(os.listdir(lone.place.directory)) == {log_name(lone.place)}
 
 
 @forked
@@ -97,7 +101,7 @@ def test_nothing_is_left_when_the_lease_is_over(kind: Kind, tiny_root: Path, tmp
         wait_exit(lone.place.pid)
         wait_exit(lone.zygote)
         assert_nothing_left(lone.place)
-        assert os.listdir(lone.place.directory) == ["log"]
+        assert os.listdir(lone.place.directory) == [log_name(lone.place)]
 
 
 def test_what_a_thread_started_dies_with_the_coordinator(tiny_root: Path, tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_what_a_thread_started_dies_with_the_coordinator(tiny_root: Path, tmp_pa
         wait_exit(lone.zygote)
         assert is_dead(int(step))
         assert_nothing_left(lone.place)
-        assert os.listdir(lone.place.directory) == ["log"]
+        assert os.listdir(lone.place.directory) == [log_name(lone.place)]
 
 
 async def test_a_killed_zygote_is_not_noticed_by_workers(kit: Kit) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +57,8 @@ class Template:
 def key_of(program: str, machine: Machine) -> str:
     """The name of the template for this machine: another program or file gives another one. Blocking."""
     facts = [_identity(path) for path in (program, machine.kernel, machine.initrd, machine.root) if path]
-    text = json.dumps([_FORMAT, facts, asdict(machine), os.uname().release], sort_keys=True)
+    argv = argv_of(program, machine, Memory(path=RAM, shared=True))
+    text = json.dumps([_FORMAT, facts, argv, machine.scratch_bytes, os.uname().release])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
