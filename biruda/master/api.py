@@ -32,7 +32,7 @@ from biruda.master import (
 )
 from biruda.master import requests as rq
 from biruda.master.artifacts import open_artifact, preview
-from biruda.master.asking import JOBS, LOGS
+from biruda.master.asking import JOBS, LOGS, switch
 from biruda.master.asking import MASTER as MASTER
 from biruda.master.asking import job_number as _job
 from biruda.master.asking import number as _number
@@ -89,13 +89,6 @@ async def border(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[access.CALLER], request[USER] = who, who.name
     refusal = access.refusal(request, who)
     return refusal if refusal is not None else await answered(request, handler)
-
-
-def _switch(request: web.Request, name: str) -> bool:
-    text = request.query.get(name, "0")
-    if text not in ("0", "1", "false", "true"):
-        raise rq.InvalidRequest(f"{name} = {text!r}: there are 1 and true, 0 and false")
-    return text in ("1", "true")
 
 
 # Status.
@@ -190,7 +183,7 @@ async def why(request: web.Request) -> web.StreamResponse:
 
 @routes.get(r"/api/v1/jobs/{job:\d+}/log")
 async def job_log(request: web.Request) -> web.StreamResponse:
-    follow = _switch(request, "follow")
+    follow = switch(request, "follow")
     reader = await open_log(request.app[MASTER], _job(request), _number(request, "attempt", low=1), wait=follow)
     try:
         return await _send_file(request, reader, {"Biruda-Attempt": str(reader.attempt)}, follow=follow)

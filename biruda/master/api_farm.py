@@ -31,8 +31,8 @@ async def watch(request: web.Request, name: str) -> web.StreamResponse:
     if name not in WATCHED:
         raise rq.InvalidRequest(f"watch = {name[:40]!r}: there are {', '.join(WATCHED)}")
     websocket = web.WebSocketResponse(heartbeat=30, max_msg_size=4096, compress=False)
-    await websocket.prepare(request)
     try:
+        await websocket.prepare(request)
         async with request.app[FEED].watching(WATCHED[name]) as watcher, asyncio.TaskGroup() as tasks:
             sender = tasks.create_task(_send(websocket, watcher), name="farm sender")
             async for _ in websocket:

@@ -11,7 +11,7 @@ from biruda.convert import encode
 from biruda.errors import UserError
 from biruda.master import access, bulk, comparing, views
 from biruda.master import requests as rq
-from biruda.master.asking import JOBS, LOGS, MASTER, job_number, number
+from biruda.master.asking import JOBS, LOGS, MASTER, job_number, number, switch
 from biruda.master.joblist import Filter, parsed_filter
 from biruda.master.responses import USER, body_of, json_response
 from biruda.master.service import Master
@@ -36,12 +36,12 @@ async def jobs(request: web.Request) -> web.StreamResponse:
         limit=limit,
     )
     answer: dict[str, Any] = {}
-    if request.query.get("brief") in ("1", "true"):
+    if switch(request, "brief"):
         answer["jobs"] = await listed.rows(numbers)
     else:
         answer["jobs"] = [request.app[MASTER].view(item) for item in numbers]
     answer["next"] = numbers[-1] if len(numbers) == limit else None
-    if request.query.get("count") in ("1", "true"):
+    if switch(request, "count"):
         answer["count"] = await listed.count(wanted)
     return json_response(answer)
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from biruda.errors import NotFound
 from biruda.master import requests as rq
-from biruda.master.asking import LOGS, MASTER, job_number, number
+from biruda.master.asking import LOGS, MASTER, job_number, number, switch
 from biruda.master.ending import blamed_step
 from biruda.master.joblog.index import LineIndex
 from biruda.master.joblog.lines import MAX_LINES, Line
@@ -149,7 +149,7 @@ async def errors_view(opened: OpenLog, view: dict[str, Any]) -> dict[str, Any]:
 @routes.get(r"/api/v1/jobs/{job:\d+}/log/search")
 async def search_log(request: web.Request) -> web.StreamResponse:
     """Every line that has what is looked for: one JSON object a line, as they are found; the last one has the map."""
-    query = Query(text=request.query.get("q", ""), regex=request.query.get("regex") in ("1", "true"))
+    query = Query(text=request.query.get("q", ""), regex=switch(request, "regex"))
     try:
         compiled(query)
     except ValueError:

@@ -23,6 +23,14 @@ def number(request: web.Request, name: str, default: int | None = None, *, low: 
     return int(text)
 
 
+def switch(request: web.Request, name: str) -> bool:
+    """Yes or no of the query; no where it is not there. Raises InvalidRequest."""
+    text = request.query.get(name, "0")
+    if text not in ("0", "1", "false", "true"):
+        raise rq.InvalidRequest(f"{name} = {text!r}: there are 1 and true, 0 and false")
+    return text in ("1", "true")
+
+
 def job_number(request: web.Request) -> int:
     """The job that the path names."""
     text = request.match_info["job"]

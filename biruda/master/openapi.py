@@ -12,6 +12,7 @@ from biruda.master import requests as rq
 from biruda.master.api_access import AccessTokenRequest
 from biruda.master.api_importing import GitRequest
 from biruda.master.api_joining import TokenRequest
+from biruda.master.statistics import KEYS
 from biruda.model import Artifact, StepResult
 
 
@@ -163,7 +164,8 @@ STATES: Final = {"type": "string", "enum": ["waiting", "running", "finished", "u
 
 QUERIES: dict[str, dict[str, dict[str, Any]]] = {
     "/api/v1/jobs": {
-        **dict.fromkeys(("state", "outcome", "name", "worker", "user", "host", "env", "arch", "platform"), STRING),
+        "state": STATES,
+        **dict.fromkeys(("outcome", "name", "worker", "user", "host", "env", "arch", "platform"), STRING),
         **dict.fromkeys(("since", "until", "jobs"), STRING),
         **dict.fromkeys(("before", "after", "skip"), _whole()),
         "limit": _whole(1),
@@ -172,8 +174,7 @@ QUERIES: dict[str, dict[str, dict[str, Any]]] = {
     "/api/v1/jobs/{job}": {"wait_s": _whole()},
     "/api/v1/jobs/{job}/log": {"offset": _whole(), "limit": _whole(), "follow": SWITCH, "attempt": _whole(1)},
     "/api/v1/jobs/{job}/log/lines": {
-        "first": _whole(),
-        "count": _whole(1),
+        **dict.fromkeys(("first", "count"), _whole()),
         "last": SWITCH,
         "attempt": _whole(1),
     },
@@ -183,8 +184,8 @@ QUERIES: dict[str, dict[str, dict[str, Any]]] = {
     "/api/v1/jobs/{job}/compare": {"with": _whole(1)},
     "/api/v1/environments/{name}": {"host": STRING},
     "/api/v1/coordinators/{host}/samples": {"seconds": _whole(1)},
-    "/api/v1/statistics": {"hours": _whole(1), "by": STRING},
-    "/api/v1/events": {"after": _whole(), "watch": STRING},
+    "/api/v1/statistics": {"hours": _whole(1), "by": {"type": "string", "enum": list(KEYS)}},
+    "/api/v1/events": {"after": _whole(), "watch": {"type": "string", "enum": ["farm", "head"]}},
 }
 
 

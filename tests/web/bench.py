@@ -215,12 +215,13 @@ async def watch(url: str, pid: int) -> None:
     )
 
 
-async def main() -> None:
+async def main(only: str) -> None:
     async with served() as (url, pid):
         await load_pages(url)
-        await ask(url, pid)
-        await watch(url, pid)
+        if only != "pages":
+            await ask(url, pid)
+            await watch(url, pid)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[2])) if sys.argv[1:2] == ["serve"] else main())
+    asyncio.run(serve(Path(sys.argv[2])) if sys.argv[1:2] == ["serve"] else main("".join(sys.argv[1:])))
