@@ -61,6 +61,7 @@ class Tally:
     events: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)  # attempts that were run again, by kind and reason
     faults: Counter[str] = field(default_factory=Counter)
     in_vain: Counter[str] = field(default_factory=Counter)
     findings: list[dict[str, str]] = field(default_factory=list)
@@ -346,6 +347,8 @@ class Farm:
                 attempt = json.loads(record)
                 tally.attempts += 1
                 tally.kinds[attempt["kind"]] += 1
+                if attempt["outcome"] == "infra":
+                    tally.lost[f"{attempt['kind']}: {attempt['reason'][:100]}"] += 1
                 tally.log_bytes += attempt["log"]["bytes"]
                 tally.artifact_bytes += sum(item["bytes"] for item in attempt["artifacts"])
         tally.events += self.watcher.last - self.events_counted
