@@ -121,6 +121,7 @@ async def _one_farm(places: Places, wish: Wish, tally: Tally, seed: int, begin_s
             await farm.stop_and_check()
         finally:
             farm.keep()
+            farm.end_strays()
     shutil.rmtree(farm.field.directory, ignore_errors=True)
 
 
@@ -309,6 +310,18 @@ class Farm:
                 self._find("fault", text)
         if not self.findings:
             await self._check(stopped=True)
+
+    def end_strays(self) -> None:
+        """What a farm with findings has left running does not disturb the next one: all that can be seen is ours."""
+        own = {*self._own_processes(), os.getpid()}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                is_of_docker = (
+                    b"docker" in (path / "cmdline").read_bytes() or b"contain" in (path / "comm").read_bytes()
+                )
+                if self.findings and int(path.name) not in own and parent in (1, os.getpid()) and not is_of_docker:
+                    os.kill(int(path.name), signal.SIGKILL)
 
     def keep(self) -> None:
         """The daemons' logs, the master's files and what the checker was told, of a farm with findings."""
