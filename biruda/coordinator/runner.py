@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from biruda.config.recipe import expand, in_environment
+from biruda.coordinator.ahead import Ahead
 from biruda.coordinator.attempts import EMPTY_LOG, Attempt
 from biruda.coordinator.environments import EnvironmentState
 from biruda.coordinator.ledger import Given
@@ -32,7 +33,6 @@ from biruda.messages import (
     StepEnded,
     StepStarted,
     StreamsWanted,
-    Unassign,
     Unassigned,
     WorkerHello,
     WorkerIdle,
@@ -54,23 +54,7 @@ START_TOLD_S = 0.02
 """The master hears of an attempt's start so long after it, unless it has ended by then."""
 
 
-SHORT_S = 0.05
-"""Attempts that take no longer are given to a worker ahead."""
-
-AHEAD_MOST = 4
-"""So many at most wait in one worker."""
-
-EVEN_OUT_S = 0.02
-"""A slot that is free for so long takes from a worker what waits in it."""
-
 Key = tuple[int, int]
-
-
-def is_light(assignment: Assignment) -> bool:
-    """Whether nothing has to be done for an attempt on this host but to tell a worker of it."""
-    recipe = assignment.recipe
-    brings = assignment.source is not None or assignment.source_path
-    return not brings and not recipe.limits.narrow and not recipe.artifacts and not recipe.reports
 
 
 class Runner:
@@ -80,9 +64,8 @@ class Runner:
         self._host = coordinator
         self._tasks = tasks
         self._starts: dict[Key, AttemptStarted] = {}  # to be told soon
-        self._typical_s = 1.0  # how long attempts took lately
-        self._evens_out = False  # _even_out() is due
         self.slots = Slots(coordinator.slots, self._begin)
+        self.ahead = Ahead(coordinator, self)
 
     # Assignments.
 
@@ -115,7 +98,7 @@ class Runner:
         try:
             self._give(attempt, assignment, state, worker, None)
         except Exception as error:  # the border of one job: it fails, the host goes on
-            self._tasks.create_task(self._fail(attempt, error), name=f"end of {attempt.job}.{attempt.attempt}")
+            self.fail_soon(attempt, error)
 
     async def _run(self, attempt: Attempt, assignment: Assignment) -> None:
         try:
@@ -167,12 +150,12 @@ class Runner:
         """The attempt begins in this worker. Raises BirudaError for a recipe that cannot be expanded."""
         attempt.started_s = time.time()
         attempt.source = source
-        prepared = self._prepared(attempt, assignment, state, worker, source)
-        worker.post(Assign(assignments=(prepared, *self._taken_ahead(worker, state))))
+        prepared = self.prepared(attempt, assignment, state, worker, source)
+        worker.post(Assign(assignments=(prepared, *self.ahead.given(worker, state))))
         self._tell_start(attempt)
         self._host.pool.refill(state)
 
-    def _prepared(
+    def prepared(
         self, attempt: Attempt, assignment: Assignment, state: EnvironmentState, worker: Worker, source: str | None
     ) -> Assignment:
         """What the worker is told, once it is written down that it has the attempt."""
@@ -198,84 +181,33 @@ class Runner:
         attempt.log_path = log_file(worker.place, *attempt.key)
         return assignment
 
-    # Attempts that wait in a worker, so that it need not wait for them.
+    def begun(self, attempt: Attempt) -> None:
+        """It runs from now on."""
+        attempt.started_s = time.time()
+        self._tell_start(attempt)
 
-    def _taken_ahead(self, worker: Worker, state: EnvironmentState) -> list[Assignment]:
-        """What a worker may have beside what it runs: where attempts are short, and wait for nothing but a slot."""
-        taken: list[Assignment] = []
-        if not worker.takes_more or self._typical_s > SHORT_S:
-            return taken
-
-        def fits(attempt: Attempt) -> bool:
-            assignment = attempt.assignment
-            return assignment is not None and attempt.environment == worker.environment and is_light(assignment)
-
-        while len(worker.attempts) <= AHEAD_MOST:
-            attempt = self.slots.next_if(fits)
-            if attempt is None or attempt.assignment is None:
-                break
-            try:
-                taken.append(self._prepared(attempt, attempt.assignment, state, worker, None))
-            except Exception as error:  # the border of one job: it fails, the host goes on
-                self._tasks.create_task(self._fail(attempt, error), name=f"end of {attempt.job}.{attempt.attempt}")
-        return taken
-
-    def _go_on(self, worker: Worker, ended: Key, state: EnvironmentState | None) -> bool:
-        """The worker has begun the next attempt that waited in it, if there is one; it has the slot now."""
-        following = self._host.attempts.get(worker.attempts[0]) if worker.attempts else None
-        if following is None:
-            return False
-        self.slots.hand_over(ended, following.key)
-        following.started_s = time.time()
-        self._tell_start(following)
-        if state is not None:
-            more = self._taken_ahead(worker, state)
-            if more:
-                worker.post(Assign(assignments=tuple(more)))
-        return True
-
-    def _free(self, key: Key) -> None:
-        """An attempt has its slot no more."""
-        self.slots.free(key)
-        if self.slots.has_free and any(len(worker.attempts) > 1 for worker in self._host.pool.workers.values()):
-            self._even_out_soon()
-
-    def _even_out(self) -> None:
-        """Where a slot stays free, what waits in a worker behind a longer attempt is taken back from there."""
-        self._evens_out = False
-        if not self.slots.has_free:
-            return
-        for worker in self._host.pool.workers.values():
-            if len(worker.attempts) > 1 and worker.link.connected:
-                job, number = worker.attempts[-1]
-                worker.post(Unassign(job=job, attempt=number))
-                self._even_out_soon()
-
-    def _even_out_soon(self) -> None:
-        if not self._evens_out:
-            self._evens_out = True
-            asyncio.get_running_loop().call_later(EVEN_OUT_S, self._even_out)
-
-    def _unassigned(self, worker: Worker, key: Key) -> None:
-        """It came back unbegun: it starts where there is room."""
-        if key not in worker.attempts:
-            return
-        self._host.pool.take(worker, key)
-        attempt = self._host.attempts.get(key)
-        if attempt is not None:
-            self._start_again(attempt)
-
-    def _start_again(self, attempt: Attempt) -> None:
+    def start_again(self, attempt: Attempt) -> None:
+        """It was given to a worker and has not begun there; what it was is not known any more of an adopted one."""
         attempt.worker, attempt.log_path = "", ""
         attempt.started_s = 0.0
         if attempt.assignment is not None and attempt.cancelled is None:
             self.slots.ask_again(attempt)
             return
-        reason = "it was lost between its coordinator and its worker"  # adopted: what it was is not known any more
-        outcome, reason = attempt.cancelled or (Outcome.INFRA, reason)
-        self._tasks.create_task(
-            self._end_without_worker(attempt, outcome, reason), name=f"end of {attempt.job}.{attempt.attempt}"
-        )
+        lost = (Outcome.INFRA, "it was lost between its coordinator and its worker")
+        self._end_soon(attempt, *(attempt.cancelled or lost))
+
+    def _free(self, key: Key) -> None:
+        """An attempt has its slot no more."""
+        self.slots.free(key)
+        self.ahead.look()
+
+    def fail_soon(self, attempt: Attempt, error: Exception) -> None:
+        """It ends because it cannot be begun."""
+        self._tasks.create_task(self._fail(attempt, error), name=f"end of {attempt.job}.{attempt.attempt}")
+
+    def _end_soon(self, attempt: Attempt, outcome: Outcome, reason: str) -> None:
+        work = self._end_without_worker(attempt, outcome, reason)
+        self._tasks.create_task(work, name=f"end of {attempt.job}.{attempt.attempt}")
 
     def _tell_start(self, attempt: Attempt) -> None:
         """Soon: of an attempt that ends before, its result says all."""
@@ -357,7 +289,7 @@ class Runner:
             case WorkerIdle():
                 await self._used_again(worker)
             case Unassigned():
-                self._unassigned(worker, (message.job, message.attempt))
+                self.ahead.came_back(worker, (message.job, message.attempt))
             case Notice():
                 log.warning("worker=%s: %s", worker.id, message.text[:500])
                 has_it = any(job == message.job for job, _ in worker.attempts)
@@ -393,7 +325,7 @@ class Runner:
         if key in worker.attempts:
             was_first = worker.attempts[0] == key
             self._host.pool.take(worker, key)
-            if was_first and not self._go_on(worker, key, self._host.environments.get(worker.environment)):
+            if was_first and not self.ahead.go_on(worker, key, self._host.environments.get(worker.environment)):
                 self._free(key)
         worker.post(AttemptRecorded(job=job, attempt=number))
 
@@ -407,7 +339,7 @@ class Runner:
             self._tasks.create_task(self._host.pool.end(worker), name=f"end of worker {worker.id}")
             return
         for key in [key for key in worker.attempts if key not in here]:
-            self._unassigned(worker, key)
+            self.ahead.came_back(worker, key)
         attempt = self._attempt_of(worker, hello.job, hello.attempt)
         if attempt is not None:
             attempt.log_bytes = max(attempt.log_bytes, min(hello.log_end, attempt.log_size()))
@@ -518,12 +450,12 @@ class Runner:
             attempt.log_path = self._host.outbox.take_log(*attempt.key, log_file(worker.place, *attempt.key))
         attempt.log_bytes = max(attempt.log_bytes, result.log.bytes)
         attempt.worker = ""
-        self._typical_s = 0.8 * self._typical_s + 0.2 * max(0.0, result.finished_s - result.started_s)
+        self.ahead.note(result)
         self._finish(attempt, result)
         was_first = worker.attempts[0] == attempt.key
         self._host.pool.take(worker, attempt.key)
         state = self._host.environments.get(attempt.environment)
-        if not was_first or self._go_on(worker, attempt.key, state):
+        if not was_first or self.ahead.go_on(worker, attempt.key, state):
             worker.post(AttemptRecorded(job=attempt.job, attempt=attempt.attempt, next_follows=True))
             return
         is_light = attempt.assignment is not None and attempt.assignment.source is None and not result.artifacts
@@ -546,16 +478,14 @@ class Runner:
             if place == 0:
                 self._end_dead(worker, attempt)
             else:
-                self._start_again(attempt)
+                self.start_again(attempt)
 
     def _end_dead(self, worker: Worker, attempt: Attempt) -> None:
         attempt.worker = ""
         attempt.collected = None
         attempt.log_path = self._host.outbox.take_log(*attempt.key, log_file(worker.place, *attempt.key))
         outcome, reason = attempt.cancelled or (Outcome.INFRA, "its worker died")
-        self._tasks.create_task(
-            self._end_without_worker(attempt, outcome, reason), name=f"end of {attempt.job}.{attempt.attempt}"
-        )
+        self._end_soon(attempt, outcome, reason)
 
     # What the master wants of a running attempt.
 
