@@ -49,7 +49,7 @@ from biruda.master.sessions import Sessions
 from biruda.master.state import Host
 from biruda.master.statistics import Statistics
 from biruda.messages import PROTOCOL
-from biruda.model import EnvironmentReport
+from biruda.model import EnvironmentReport, JobSpec
 from biruda.transports import WebSocketTransport
 
 log = logging.getLogger("biruda.api")
@@ -126,11 +126,16 @@ async def status(request: web.Request) -> web.StreamResponse:
 @routes.post("/api/v1/jobs")
 async def submit(request: web.Request) -> web.StreamResponse:
     master = request.app[MASTER]
-    wanted = rq.parse(rq.JobsRequest, await body_of(request))
-    if not 1 <= len(wanted.jobs) <= rq.MAX_JOBS:
-        raise rq.InvalidRequest(f"jobs: 1 to {rq.MAX_JOBS} at once, not {len(wanted.jobs)}")
-    specs = []
-    for index, item in enumerate(wanted.jobs):
+    wanted = rq.parse_jobs(await body_of(request))
+    if not 1 <= len(wanted) <= rq.MAX_JOBS:
+        raise rq.InvalidRequest(f"jobs: 1 to {rq.MAX_JOBS} at once, not {len(wanted)}")
+    specs: list[JobSpec] = []
+    lowered: dict[int, JobSpec] = {}  # by the id of a request: equal ones are one
+    for index, item in enumerate(wanted):
+        known = lowered.get(id(item))
+        if known is not None:
+            specs.append(known)
+            continue
         where = f"jobs[{index}]"
         spec = rq.job_spec(item, where, request[USER], master.infra_retries)
         if not item.queue:
@@ -138,6 +143,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
         if spec.source is not None and not master.sources.has(spec.source):
             raise rq.InvalidRequest(f"{where}: the source pack {spec.source[:80]} is not here", hint="PUT it first")
         specs.append(spec)
+        lowered[id(item)] = spec
     return json_response({"jobs": await master.submit(tuple(specs))}, 201)
 
 

@@ -99,17 +99,17 @@ class Farm:
 
     def _submit(self, event: ev.JobsSubmitted) -> list[ev.Action]:
         actions: list[ev.Action] = []
+        waiting = Waiting(since_s=event.at.wall_s)  # one for all: there may be a million of them
         for spec in event.specs:
-            job = LiveJob(
-                job=self.next_job, spec=spec, submitted_s=event.at.wall_s, state=Waiting(since_s=event.at.wall_s)
-            )
+            job = LiveJob(job=self.next_job, spec=spec, submitted_s=event.at.wall_s, state=waiting)
             self.next_job += 1
             self.jobs[job.job] = job
             actions += self._queue(job, event.at)
         return actions
 
     def _queue(self, job: LiveJob, at: ev.Instant) -> list[ev.Action]:
-        job.state = Waiting(since_s=at.wall_s)
+        if not isinstance(job.state, Waiting):
+            job.state = Waiting(since_s=at.wall_s)
         self._enqueue(job)
         return [
             ev.SaveQueued(

@@ -99,6 +99,19 @@ def parse(kind: type[T], body: bytes) -> T:
         ) from None
 
 
+def parse_jobs(body: bytes) -> tuple[JobRequest, ...]:
+    """The jobs of a JobsRequest, as parse() gives them; those that are equal are one value: many cost little."""
+    try:
+        builtins = orjson.loads(body)
+        keys = [orjson.dumps(item) for item in builtins["jobs"]]
+        first = dict(zip(reversed(keys), reversed(builtins["jobs"]), strict=True))
+        distinct = parse(JobsRequest, orjson.dumps({**builtins, "jobs": list(first.values())})).jobs
+    except (ValueError, TypeError, KeyError, RecursionError, InvalidRequest):
+        return parse(JobsRequest, body).jobs  # which says what is wrong, and where
+    by_key = dict(zip(first, distinct, strict=True))
+    return tuple([by_key[key] for key in keys])
+
+
 def job_spec(request: JobRequest, where: str, user: str, infra_retries: int) -> JobSpec:
     """A request lowered to what is kept. Raises InvalidRequest for what can never run."""
     _check_recipe(request.recipe, where)

@@ -82,6 +82,7 @@ class Store:
     def __init__(self, path: Path, *, event_history: int = 100_000) -> None:
         self.path = path
         self._event_history = event_history
+        self._last_spec: tuple[JobSpec, bytes] | None = None
         self._connections: list[sqlite3.Connection] = []
         try:
             self._writer = self._connect()
@@ -200,7 +201,7 @@ class Store:
                     save.last_attempt,
                     save.infra_failures,
                 )
-                execute(INSERT_QUEUED, (*values, orjson.dumps(spec)))
+                execute(INSERT_QUEUED, (*values, self._spec_json(spec)))
             case ev.SavePlaced(placement=placement):
                 state = "placed" if placement.started_s is None else "running"
                 asked = (save.cancelling, save.reason)
@@ -218,6 +219,12 @@ class Store:
                 raise AssertionError(f"{type(save).__name__} is made into a row before")
             case _:
                 assert_never(save)
+
+    def _spec_json(self, spec: JobSpec) -> bytes:
+        """Its JSON; of many jobs that were submitted at once, most are often equal."""
+        if self._last_spec is None or self._last_spec[0] is not spec:
+            self._last_spec = (spec, orjson.dumps(spec))
+        return self._last_spec[1]
 
     def synced(self, batch: int) -> None:
         """The spool files of all batches up to this one are on disk. Raises Unwritable."""
@@ -241,7 +248,8 @@ class Store:
         return int(self._reader.execute("SELECT coalesce(max(job), 0) + 1 FROM jobs").fetchone()[0])
 
     def live_jobs(self) -> Iterator[LiveJob]:
-        """Every job that has not ended, as it was saved last."""
+        """Every job that has not ended, as it was saved last; equal specs are one value."""
+        specs: dict[bytes, JobSpec] = {}
         for row in self._reader.execute(SELECT_LIVE):
             state: Waiting | Placed = Waiting(since_s=row["submitted_s"])
             if row["state"] != "waiting":
@@ -249,7 +257,7 @@ class Store:
                 state = Placed(placement=placement, cancelling=row["cancelling"], reason=row["reason"])
             yield LiveJob(
                 job=row["job"],
-                spec=_spec(row),
+                spec=specs.get(row["spec"]) or specs.setdefault(row["spec"], _spec(row)),
                 submitted_s=row["submitted_s"],
                 state=state,
                 last_attempt=row["last_attempt"],

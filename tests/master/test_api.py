@@ -913,3 +913,22 @@ async def test_the_openapi_document_is_sound(tmp_path: Path) -> None:
     assert references <= set(document["components"]["schemas"])
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+# Many jobs at once.
+
+
+async def test_equal_jobs_of_one_request_are_one_value(tmp_path: Path) -> None:
+    equal = {"recipe": {"steps": [{"name": "a", "argv": ["true"]}]}, "queue": True}
+    other = {**equal, "name": "other"}
+    async with served(tmp_path) as client:
+        answer = await client.ask("POST", "/api/v1/jobs", json={"jobs": [equal, other, equal, {**equal}, other]})
+        assert answer.status == 201
+        jobs = client.master.farm.jobs
+        specs = [jobs[number].spec for number in sorted(jobs)]
+        assert [spec.name for spec in specs] == ["", "other", "", "", "other"]
+        assert specs[0] is specs[2] is specs[3]
+        assert specs[1] is specs[4]
+        wrong = {**equal, "recipe": {"steps": [{"name": "a", "argv": 5}]}}
+        refused = await client.ask("POST", "/api/v1/jobs", json={"jobs": [equal, equal, wrong]})
+        assert "body.jobs[2].recipe.steps[0].argv" in refused.problem["detail"]
