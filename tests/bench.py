@@ -144,6 +144,58 @@ def jobs_per_s(real: RealFarm, env: str, count: int) -> float:
     return round(count / (time.perf_counter() - began))
 
 
+def no_ops(real: RealFarm, kinds: list[str], count: int) -> dict[str, Any]:
+    """Medians of five rounds, in each of which a peer runs right before the `process` environment."""
+    peers, rates, ratios, costs = [], [], [], []
+    jobs_per_s(real, "host", count // 4)
+    daemon = real.daemons["up"].process.pid
+    for _ in range(5):
+        peer = task_spooler_per_s(count // 2)
+        before = all_cpu_s(family(daemon))
+        rates.append(jobs_per_s(real, "host", count))
+        costs.append((all_cpu_s(family(daemon)) - before) / count)
+        if peer is not None:
+            peers.append(peer)
+            ratios.append(rates[-1] / peer)
+    found: dict[str, Any] = {"host, 1/s": statistics.median(rates), "host, CPU ms a job": median_ms(costs)}
+    if peers:
+        found["task-spooler, 1/s"] = statistics.median(peers)
+        found["ratio of the two in one round"] = round(statistics.median(ratios), 2)
+    for env in kinds:
+        if env != "host":
+            jobs_per_s(real, env, count // 16)
+            found[f"{env}, 1/s"] = jobs_per_s(real, env, count // 4)
+    return found
+
+
+def all_cpu_s(processes: list[psutil.Process]) -> float:
+    """CPU time of processes and of all that they waited for."""
+    return sum(sum(process.cpu_times()[:4]) for process in processes)
+
+
+def deep_queue(directory: Path, count: int) -> dict[str, Any]:
+    """So many jobs wait before a coordinator comes: how fast they are taken, what one costs, how fast they are run."""
+    job = {"recipe": {"steps": [{"name": "true", "argv": ["true"]}]}, "requirements": {"env": "host"}, "queue": True}
+    with farm(directory, '[[environment]]\nname = "host"\n\n[coordinator]\nslots = 2\n', "master") as real:
+        master = psutil.Process(real.daemons["master"].process.pid)
+        before, began = master.memory_full_info().pss, time.perf_counter()
+        for start in range(0, count, 10_000):
+            real.post("/api/v1/jobs", {"jobs": [job] * min(10_000, count - start)})
+        took, grown = time.perf_counter() - began, master.memory_full_info().pss - before
+        real.start("coordinator")
+        real.finished(500)
+        began = time.perf_counter()
+        real.finished(2500)
+        rate = 2000 / (time.perf_counter() - began)
+        while real.post("/api/v1/jobs/cancel", {"filter": {"state": "unfinished"}})["jobs"]:
+            pass
+    return {
+        "submitted a second": round(count / took),
+        "bytes a job, master's PSS": round(grown / count),
+        "run a second": round(rate),
+    }
+
+
 def family(pid: int) -> list[psutil.Process]:
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
@@ -210,7 +262,7 @@ def idle(real: RealFarm, seconds: float) -> dict[str, Any]:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    count, jobs = (15, 200) if quick else (50, 1000)
+    count, jobs = (15, 400) if quick else (50, 2000)
     results: dict[str, Any] = {"load average at start": round(os.getloadavg()[0], 2)}
     with tempfile.TemporaryDirectory(prefix="biruda-bench-") as name:
         scratch = Path(name)
@@ -232,15 +284,7 @@ def measure(quick: bool) -> dict[str, Any]:
                 firsts, ends = first_byte(real, env, count)
                 results[f"{env}: submit to first byte ms, p50 / p95"] = [median_ms(firsts), p95_ms(firsts)]
                 results[f"{env}: submit to recorded ms, p50"] = median_ms(ends)
-            peer = task_spooler_per_s(jobs)
-            for env in kinds:
-                jobs_per_s(real, env, jobs // 4)
-                results[f"{env}: no-op jobs/s, two slots"] = jobs_per_s(real, env, jobs)
-            again = task_spooler_per_s(jobs)
-            if peer is not None and again is not None:
-                results["task-spooler: no-op jobs/s, two slots"] = round((peer + again) / 2)
-                ratio = results["host: no-op jobs/s, two slots"] / ((peer + again) / 2)
-                results["ratio host to task-spooler"] = round(ratio, 2)
+            results["no-op jobs, two slots"] = no_ops(real, kinds, jobs)
             megabytes = 50 if quick else 200
             results["limits"]["pipe to file MB/s"] = pipe_to_file_mb_s(scratch, megabytes)
             results[f"log of {megabytes} MB"] = {env: big_log(real, env, megabytes) for env in kinds}
@@ -250,6 +294,8 @@ def measure(quick: bool) -> dict[str, Any]:
             real.finished(real.submit("true", env="host"))
             time.sleep(1)
             results["idle"] = idle(real, 5 if quick else 30)
+        for deep in (10_000,) if quick else (10_000, 100_000):
+            results[f"{deep} jobs waiting"] = deep_queue(scratch / f"deep{deep}", deep)
         if os.getuid() == 0 and BUSYBOX.exists():
             results |= first_bytes_elsewhere(scratch, 5 if quick else 15)
     return results
