@@ -372,7 +372,7 @@ async def test_another_coordinator_of_the_same_name_is_refused(tmp_path: Path) -
 async def test_a_coordinator_with_a_name_that_is_none_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     async with running_master(tmp_path) as master:
         mine, theirs = memory_pair("h1", "the master")
-        values = {"protocol": 1, "session": "s", "received": 0, "host": "h1", "instance": "i", **other}
+        values = {"protocol": PROTOCOL, "session": "s", "received": 0, "host": "h1", "instance": "i", **other}
 
         await mine.send(pack(FrameType.HELLO, json.dumps(values).encode()))
         with pytest.raises(PeerError, match="did not say its host"):

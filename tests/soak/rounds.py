@@ -61,6 +61,7 @@ class Tally:
     events: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)  # attempts that were run again, by kind and reason
     faults: Counter[str] = field(default_factory=Counter)
     in_vain: Counter[str] = field(default_factory=Counter)
     findings: list[dict[str, str]] = field(default_factory=list)
@@ -120,6 +121,7 @@ async def _one_farm(places: Places, wish: Wish, tally: Tally, seed: int, begin_s
             await farm.stop_and_check()
         finally:
             farm.keep()
+            farm.end_strays()
     shutil.rmtree(farm.field.directory, ignore_errors=True)
 
 
@@ -309,6 +311,18 @@ class Farm:
         if not self.findings:
             await self._check(stopped=True)
 
+    def end_strays(self) -> None:
+        """What a farm with findings has left running does not disturb the next one: all that can be seen is ours."""
+        own = {*self._own_processes(), os.getpid()}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                is_of_docker = (
+                    b"docker" in (path / "cmdline").read_bytes() or b"contain" in (path / "comm").read_bytes()
+                )
+                if self.findings and int(path.name) not in own and parent in (1, os.getpid()) and not is_of_docker:
+                    os.kill(int(path.name), signal.SIGKILL)
+
     def keep(self) -> None:
         """The daemons' logs, the master's files and what the checker was told, of a farm with findings."""
         if self.wish.keep is None or not (self.findings or self.wish.keep_all):
@@ -346,6 +360,8 @@ class Farm:
                 attempt = json.loads(record)
                 tally.attempts += 1
                 tally.kinds[attempt["kind"]] += 1
+                if attempt["outcome"] == "infra":
+                    tally.lost[f"{attempt['kind']}: {attempt['reason'][:100]}"] += 1
                 tally.log_bytes += attempt["log"]["bytes"]
                 tally.artifact_bytes += sum(item["bytes"] for item in attempt["artifacts"])
         tally.events += self.watcher.last - self.events_counted
