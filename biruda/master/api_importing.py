@@ -21,12 +21,12 @@ class GitRequest:
     ref: str = ""
 
 
-@routes.post("/api/v1/sources/tarball")
+@routes.post("/api/v1/imports/tarball")
 async def tarball(request: web.Request) -> web.StreamResponse:
     return json_response({"digest": await request.app[IMPORTING].tarball(request.content.iter_any())}, 201)
 
 
-@routes.post("/api/v1/sources/git")
+@routes.post("/api/v1/imports/git")
 async def git(request: web.Request) -> web.StreamResponse:
     wanted = rq.parse(GitRequest, await body_of(request))
     digest, commit = await request.app[IMPORTING].git(wanted.url, wanted.ref)

@@ -100,7 +100,7 @@ class Problem:
 OBJECT = dict[str, Any]
 """An answer whose keys docs/api.md lists."""
 
-# method, path, summary, type of the request's body, status and type of the answer ("" where it is bytes)
+# method, path, summary, type of the body, status and type of the answer: a media type, or "" for bytes
 OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/status", "This daemon", None, 200, OBJECT),
     ("post", "/api/v1/jobs", "Submit jobs; on disk when answered", rq.JobsRequest, 201, JobNumbers),
@@ -118,10 +118,17 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/jobs/{job}/log/lines", "Lines of the log", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/log/index", "How many lines, and where each step begins", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/log/errors", "Where the log tells what went wrong", None, 200, OBJECT),
-    ("get", "/api/v1/jobs/{job}/log/search", "Lines that have a text, as they are found", None, 200, ""),
+    (
+        "get",
+        "/api/v1/jobs/{job}/log/search",
+        "Lines that have a text, as they are found",
+        None,
+        200,
+        "application/x-ndjson",
+    ),
     ("get", "/api/v1/jobs/{job}/artifacts", "What was collected", None, 200, OBJECT),
     ("get", "/api/v1/jobs/{job}/artifacts/{path}", "One artifact", None, 200, ""),
-    ("get", "/api/v1/jobs/{job}/previews/{path}", "A part of an artifact to show", None, 200, ""),
+    ("get", "/api/v1/jobs/{job}/previews/{path}", "A part of an artifact to show", None, 200, "*/*"),
     ("get", "/api/v1/workers", "Named workers", None, 200, OBJECT),
     ("post", "/api/v1/workers/{name}/start", "Start a named worker", rq.WorkerSelection, 201, JobNumbers),
     ("post", "/api/v1/workers/{name}/stop", "End what runs of a named worker", rq.WorkerSelection, 202, JobNumbers),
@@ -134,8 +141,8 @@ OPERATIONS: tuple[tuple[str, str, str, Any, int, Any], ...] = (
     ("get", "/api/v1/coordinators/{host}/samples", "What a host did each second", None, 200, OBJECT),
     ("post", "/api/v1/sources/missing", "Which chunks of a source pack are not here", None, 200, OBJECT),
     ("put", "/api/v1/sources/{digest}", "Send a source pack's missing chunks", None, 201, OBJECT),
-    ("post", "/api/v1/sources/tarball", "Make a source pack of a tar file", None, 201, OBJECT),
-    ("post", "/api/v1/sources/git", "Make one of a git repository", GitRequest, 201, OBJECT),
+    ("post", "/api/v1/imports/tarball", "Make a source pack of a tar file", None, 201, OBJECT),
+    ("post", "/api/v1/imports/git", "Make one of a git repository", GitRequest, 201, OBJECT),
     ("post", "/api/v1/tokens", "Make a join token", TokenRequest, 201, OBJECT),
     ("get", "/api/v1/hosts", "Hosts that have joined", None, 200, OBJECT),
     ("post", "/api/v1/hosts/{host}/revoke", "Let a host in no more", rq.ReasonRequest, 200, OBJECT),
@@ -174,8 +181,7 @@ QUERIES: dict[str, dict[str, dict[str, Any]]] = {
     "/api/v1/jobs/{job}": {"wait_s": _whole()},
     "/api/v1/jobs/{job}/log": {"offset": _whole(), "limit": _whole(), "follow": SWITCH, "attempt": _whole(1)},
     "/api/v1/jobs/{job}/log/lines": {
-        **dict.fromkeys(("first", "count"), _whole()),
-        "last": SWITCH,
+        **dict.fromkeys(("first", "count", "last"), _whole()),
         "attempt": _whole(1),
     },
     "/api/v1/jobs/{job}/log/index": {"attempt": _whole(1)},
@@ -205,7 +211,8 @@ def job_schema() -> dict[str, Any]:
 @cache
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of every route."""
-    types = [kind for *_, body, _, answer in OPERATIONS for kind in (body, answer) if kind and kind is not OBJECT]
+    kinds = [kind for *_, body, _, answer in OPERATIONS for kind in (body, answer)]
+    types = [kind for kind in kinds if kind and kind is not OBJECT and not isinstance(kind, str)]
     types = list(dict.fromkeys([*types, Problem]))
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = dict(zip(types, schemas, strict=True))
@@ -245,8 +252,8 @@ def _operation(
         "description": "A problem document",
         "content": {"application/problem+json": {"schema": by_type[Problem]}},
     }
-    if answer == "":
-        content: dict[str, Any] = {"application/octet-stream": {}}
+    if isinstance(answer, str):
+        content: dict[str, Any] = {answer or "application/octet-stream": {}}
     else:
         content = {"application/json": {"schema": {"type": "object"} if answer is OBJECT else by_type[answer]}}
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]

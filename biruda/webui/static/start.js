@@ -71,11 +71,11 @@ async function source() {
   const { source: chosen, url, ref, tarball } = form.elements;
   if (chosen.value === "git") {
     say("the master clones it");
-    return (await post("/sources/git", { url: url.value.trim(), ref: ref.value.trim() })).digest;
+    return (await post("/imports/git", { url: url.value.trim(), ref: ref.value.trim() })).digest;
   }
   if (chosen.value === "tarball") {
     say(`sending ${size(tarball.files[0].size)}`);
-    return (await api("POST", "/sources/tarball", tarball.files[0])).digest;
+    return (await api("POST", "/imports/tarball", tarball.files[0])).digest;
   }
   return null;
 }
