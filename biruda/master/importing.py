@@ -69,7 +69,7 @@ class Importing:
             ) from None
         inside = list(tree.iterdir())
         only = inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else tree
-        return self._sources.add_directory(only)
+        return self._sources.add_directory(only, whole=True)  # a release leaves out nothing that it has
 
     async def git(self, url: str, ref: str) -> tuple[str, str]:
         """(digest, commit) of a repository's tree at a branch, tag or commit; "": its own default. Raises UserError."""

@@ -57,9 +57,9 @@ class Sources:
         self.packs.assemble(recipe, wire.decode_chunks(_pieces(file)))
         self.packs.evict(self._limit_bytes)
 
-    def add_directory(self, directory: Path) -> str:
-        """The digest of the pack of a directory on this host. It blocks. Raises UserError."""
-        digest = self.packs.add_directory(directory)
+    def add_directory(self, directory: Path, *, whole: bool = False) -> str:
+        """The digest of the pack of a directory on this host, see sourcepack. It blocks. Raises UserError."""
+        digest = self.packs.add_directory(directory, whole=whole)
         self.packs.evict(self._limit_bytes)
         return digest
 

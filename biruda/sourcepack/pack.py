@@ -108,14 +108,19 @@ def pack(
 
 
 def scan(
-    directory: Path, *, cache: Path | None = None, progress: Progress | None = None, at_ns: int | None = None
+    directory: Path,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    at_ns: int | None = None,
+    whole: bool = False,
 ) -> Plan:
     """What a pack of the tree consists of; every file is read and hashed unless the cache knows it.
 
     `cache` is a file that the caller gives a tree; it is replaced at the end. `at_ns` is the time of the scan, now when
-    left out: what changed just before it is not remembered. Raises UserError as pack() does.
+    left out: what changed just before it is not remembered. whole: see walk(). Raises UserError as pack() does.
     """
-    tree = walk(directory)
+    tree = walk(directory, whole=whole)
     known = statcache.load(cache)
     remembered: list[tuple[bytes, statcache.Remembered]] = []
     count = _Count(tree, progress)

@@ -153,9 +153,12 @@ class PackStore:
             self._publish(decoded, tar, sidecar)
         return decoded.digest
 
-    def add_directory(self, directory: Path, *, cache: Path | None = None) -> str:
-        """Packs a directory of this host and returns the digest; with a cache, only what changed is read."""
-        plan = scan(directory, cache=cache)
+    def add_directory(self, directory: Path, *, cache: Path | None = None, whole: bool = False) -> str:
+        """Packs a directory of this host and returns the digest; with a cache, only what changed is read.
+
+        whole: nothing is left out by its ignore files.
+        """
+        plan = scan(directory, cache=cache, whole=whole)
         if plan.summary.bytes > self._max_pack_bytes or len(plan.recipe) > self._max_recipe_bytes:
             raise UserError(
                 f"{directory}: too large to be packed: {plan.summary.bytes} bytes in {plan.summary.files} files",

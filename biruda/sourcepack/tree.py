@@ -40,12 +40,15 @@ class Tree:
     skipped: tuple[str, ...]  # what cannot be packed, each with the reason
 
 
-def walk(directory: Path) -> Tree:
-    """Everything that belongs to the tree. UserError names what cannot be read."""
+def walk(directory: Path, *, whole: bool = False) -> Tree:
+    """Everything that belongs to the tree. UserError names what cannot be read.
+
+    whole: whatever its ignore files say: of what was packed by somebody, nothing is left out.
+    """
     root = os.fsencode(os.path.abspath(directory))
     if not os.path.isdir(root):
         raise UserError(f"{shown(root)}: not a directory, so it cannot be packed")
-    walker = _Walker(root)
+    walker = _Walker(root, whole=whole)
     walker.walk()
     walker.found.sort()
     return Tree(root, tuple(walker.found), tuple(sorted(walker.skipped)))
@@ -116,10 +119,11 @@ class _Standing(Enum):
 class _Walker:
     """Walks one tree. Rules see paths from the top of the outermost work tree, which may lie above the tree."""
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, *, whole: bool) -> None:
         self.found: list[Found] = []
         self.skipped: list[str] = []
         self._root = root
+        self._whole = whole
         self._prefix, self._scope = _outer_scope(root)
         self._indexes = [self._scope.tracked] if self._scope.tracked else []
 
@@ -133,13 +137,18 @@ class _Walker:
             for entry in entries:
                 path = inside + entry.name
                 is_directory = entry.is_dir(follow_symlinks=False)
-                standing = _standing(scope, entry.name, self._prefix + path, is_directory)
+                standing = self._standing_of(scope, entry.name, path, is_directory)
                 found = self._look_at(entry, path, is_directory) if standing is not _Standing.OUT else None
                 if found is not None:
                     self.found.append(found)
                     if is_directory:
                         waiting.append((path, scope._replace(only_tracked=standing is _Standing.TRACKED)))
         self.skipped += [tracked.trouble for tracked in self._indexes if tracked.trouble]
+
+    def _standing_of(self, scope: _Scope, name: bytes, path: bytes, is_directory: bool) -> _Standing:
+        if self._whole and name != b".git":
+            return _Standing.IN
+        return _standing(scope, name, self._prefix + path, is_directory)
 
     def _enter(self, relative: bytes, inside: bytes, outer: _Scope) -> tuple[_Scope, list[os.DirEntry[bytes]]]:
         """The rules that hold in the directory, and what is in it."""

@@ -113,6 +113,25 @@ async def test_a_git_directory_of_a_tarball_is_left_out(importing: Importing, so
     assert tree_of(sources, digest, tmp_path / "out") == {"file": b"x"}
 
 
+async def test_a_release_keeps_what_its_ignore_files_name(
+    importing: Importing, sources: Sources, tmp_path: Path
+) -> None:
+    """Whoever packed it put in what was generated, and left the ignore file of the repository there."""
+    files = {
+        ".gitignore": b"configure\n/sub/\n",
+        "configure": b"#!/bin/sh\n",
+        "sub/.birudaignore": b"*\n",
+        "sub/x": b"x",
+    }
+
+    def fill(tar: tarfile.TarFile) -> None:
+        for name, content in files.items():
+            add(tar, f"hello-1.0/{name}", content)
+
+    digest = await importing.tarball(pieces(tar_of(fill)))
+    assert tree_of(sources, digest, tmp_path / "out") == files
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, tar_of(HOSTILE["climbs"])[:40]])
 def test_what_is_no_tarball_says_so(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tree").mkdir()
