@@ -184,3 +184,17 @@ async def test_a_websocket_that_never_reads_is_dropped_and_can_resume(
 async def submit_many(client: Client, count: int) -> None:
     for _ in range(0, count, 500):
         await client.master.submit((job_spec(env="nowhere"),) * 500)
+
+
+async def test_who_leaves_before_his_answer_leaves_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path) as client:
+        for path in (b"/jobs", b"/events", b"/link"):
+            for pause_s in (0.0, 0.001, 0.002):
+                _, writer = await connect(client)
+                writer.write(REQUEST.replace(b"/status", path).replace(b"\r\n\r\n", UPGRADE) * 2)
+                await asyncio.sleep(pause_s)
+                writer.transport.abort()
+        await until_dropped(client)
+    assert "Traceback" not in caplog.text
