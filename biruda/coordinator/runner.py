@@ -1,6 +1,7 @@
 """Attempts on this host, from assignment to outbox."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -46,6 +47,8 @@ log = logging.getLogger("biruda.coordinator")
 
 CANCEL_SLACK_S = 10.0
 """A worker that has not ended an attempt this long after the grace of a cancel is killed."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 STORE_AGAIN_S = 1.0
 """Between two tries to write to a disk that is full."""
@@ -404,12 +407,29 @@ class Runner:
         if fd is None:
             return
         if item.payload:
-            os.pwrite(fd, item.payload, item.header.offset)
+            await self._write_artifact(attempt, fd, item)
             return
         os.close(attempt.collecting.pop(item.header.channel))
         if not attempt.collecting:
             await asyncio.to_thread(self._check_artifacts, attempt)
             self._complete(worker, attempt)
+
+    async def _write_artifact(self, attempt: Attempt, fd: int, item: DataFrame) -> None:
+        """The whole piece is in its file on return, however long the disk is full."""
+        told, data, offset = False, memoryview(item.payload), item.header.offset
+        while data:
+            try:
+                written = os.pwrite(fd, data, offset)
+                data, offset = data[written:], offset + written
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                if not told:
+                    self._host.tell_master(
+                        Notice(job=attempt.job, text=f"no space left for the artifacts of job {attempt.job}: they wait")
+                    )
+                    told = True
+                await asyncio.sleep(STORE_AGAIN_S)
 
     def _check_artifacts(self, attempt: Attempt) -> None:
         """Leave out what is not what the worker said it is. Blocking."""
@@ -533,6 +553,6 @@ class Runner:
             self._free(attempt.key)
         attempt.close()
         self._host.ledger.recorded(job, number)
-        artifacts = attempt.result is None or bool(attempt.result.artifacts)
+        artifacts = attempt.result is None or attempt.collected is not None or bool(attempt.result.artifacts)
         if attempt.log_bytes or artifacts:
             self._host.outbox.forget(job, number, artifacts=artifacts)

@@ -158,6 +158,25 @@ def test_full_spool_disk_loses_nothing(tmp_path: Path, small_disk: Path) -> None
         assert job["log"]["sha256"] == hashlib.sha256(expected).hexdigest()
 
 
+def test_artifacts_wait_for_room_on_their_host(tmp_path: Path, small_disk: Path) -> None:
+    filler, go = small_disk / "filler", tmp_path / "go"
+    with farm(small_disk / "h", f'[master]\nspool = "{tmp_path}/spool"\n') as real:
+        script = f"head -c 2000000 /dev/urandom > a; sha256sum < a; touch {go}.made; while [ ! -e {go} ]; do :; done"
+        number = real.submit(script, env="host", recipe={"artifacts": ["a"]})
+        until("the file is made", Path(f"{go}.made").exists)
+        disk = os.statvfs(small_disk)
+        filler.write_bytes(bytes(disk.f_bavail * disk.f_bsize - 1_000_000))
+        go.touch()
+        until("the artifacts wait", lambda: "no space left for the artifacts" in real.daemons["up"].log.read_text())
+        filler.unlink()
+        job = real.finished(number)
+        assert (job["outcome"], job["attempt"]) == ("passed", 1)
+        (kept,) = job["artifacts"]
+        assert real.log(number).split()[0].decode() == kept["sha256"]
+        assert (tmp_path / "spool" / f"{job['spool']}.d" / "a").stat().st_size == 2_000_000
+        until("nothing is left in the outbox", lambda: not list((real.home / "coordinator" / "outbox").iterdir()))
+
+
 def test_clock_that_is_set_back(tmp_path: Path) -> None:
     if shutil.which("faketime") is None:
         pytest.skip("no faketime: apt-get install faketime")
