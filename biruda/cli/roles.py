@@ -176,7 +176,15 @@ async def _master(home: Path, config: Config, *, alone: bool) -> AsyncIterator["
     try:
         spool = Spool(Path(settings.spool) if settings.spool else home / "spool")
         sources = Sources(home / "sources", settings.source_cache_bytes)
-        master = Master(store, spool, lease_s=settings.lease_s, sources=sources, infra_retries=settings.infra_retries)
+        try:
+            master = Master(
+                store, spool, lease_s=settings.lease_s, sources=sources, infra_retries=settings.infra_retries
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or spool.directory}: the master cannot start: {error.strerror}",
+                hint="make room there; nothing is lost, and the next start goes on",
+            ) from error
         listen = (settings.listen.host, settings.listen.port) if settings.listen else None
         about = api.About(
             home=home,

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,24 @@ def test_full_spool_disk_loses_nothing(tmp_path: Path, small_disk: Path) -> None
         expected = b"y" * 4_000_000 + b"\nend\n"
         assert (job["outcome"], job["log"]["bytes"], job["log"]["complete"]) == ("passed", len(expected), True)
         assert job["log"]["sha256"] == hashlib.sha256(expected).hexdigest()
+
+
+def test_a_master_that_starts_on_a_full_disk_says_so(tmp_path: Path, small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    with farm(tmp_path / "h", f'[master]\nspool = "{small_disk}/spool"\n') as real:
+        number = real.submit("head -c 20000 /dev/zero", env="host")
+        assert real.finished(number)["outcome"] == "passed"
+        real.daemons["up"].kill()
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        done = real.command("up", "--foreground")
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        filler.unlink()
+        real.start()
+        assert real.log(number) == bytes(20000)
 
 
 def test_artifacts_wait_for_room_on_their_host(tmp_path: Path, small_disk: Path) -> None:
