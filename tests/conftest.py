@@ -1,5 +1,7 @@
 """Which tests start real daemons, workers or namespaces: `make fast` leaves them out."""
 
+import signal
+
 import pytest
 
 from tests.machines import machine_cache, machine_files
@@ -16,6 +18,10 @@ REAL = (
     "tests/cli/test_cli_run.py",
     "tests/cli/test_cli_terminal.py",
 )
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 
+INDEX_NAME = re.compile(r"(?P<job>\d+)\.(?P<attempt>\d+)\.(lines|times)")
 SPOOL_NAME = re.compile(
     r"(?P<arch>[A-Za-z0-9._]+)-(?P<platform>[A-Za-z0-9._]+)-(?P<host>[A-Za-z0-9._-]+)"
     r"-(?P<job>[1-9][0-9]*)(\.(?P<attempt>[1-9][0-9]*))?(?P<suffix>\.(log|json|d))"
@@ -243,7 +244,7 @@ def check_spool(store, facts):
     known = {record["spool"]: key for key, record in store.attempts.items()}
     for name in sorted(os.listdir(facts["spool"])):
         match = SPOOL_NAME.fullmatch(name)
-        if name == ".partial":
+        if name in (".partial", ".index"):
             continue
         if match is None:
             wrong("spool", f"{name}: no name of the spool")
@@ -253,6 +254,12 @@ def check_spool(store, facts):
             wrong("spool", f"{name}: there is no such attempt")
     for name in os.listdir(os.path.join(facts["spool"], ".partial")):
         wrong("left", f"spool/.partial/{name}")
+    attempts = set(known.values())
+    index = os.path.join(facts["spool"], ".index")
+    for name in os.listdir(index) if os.path.isdir(index) else ():
+        match = INDEX_NAME.fullmatch(name)
+        if match is None or (int(match["job"]), int(match["attempt"])) not in attempts:
+            wrong("left", f"spool/.index/{name}")
 
 
 ORDER = {

@@ -75,10 +75,11 @@ async def test_a_full_subnet_is_a_fault_and_leaves_nothing(bridged: Kit) -> None
     facts = await bridged.spawner.prepare(bridged.environment)
     for _ in range(ip_network(SUBNET).num_addresses - 3):
         await bridged.make(facts=facts)
-    before = os.listdir("/sys/class/net")
+    ports = f"/sys/class/net/{bridged.host.bridge.name}/brif"
+    before = set(os.listdir(ports))
     with pytest.raises(EnvironmentFault, match="all addresses are in use"):
         await bridged.make(facts=facts)
-    assert os.listdir("/sys/class/net") == before
+    assert set(os.listdir(ports)) == before
 
 
 async def test_reap_removes_pairs_that_nobody_owns(bridged: Kit) -> None:
