@@ -187,8 +187,8 @@ def deep_queue(directory: Path, count: int) -> dict[str, Any]:
         began = time.perf_counter()
         real.finished(2500)
         rate = 2000 / (time.perf_counter() - began)
-        while real.post("/api/v1/jobs/cancel", {"filter": {"state": "unfinished"}})["jobs"]:
-            pass
+        for start in range(1, count + 1, 10_000):
+            real.post("/api/v1/jobs/cancel", {"jobs": list(range(start, min(start + 10_000, count + 1)))})
     return {
         "submitted a second": round(count / took),
         "bytes a job, master's PSS": round(grown / count),
