@@ -340,7 +340,7 @@ def leftovers(facts):
         point = line.split()[4]
         if point.startswith(facts["directory"] + "/") and point not in facts["mounts"]:
             left.append(f"mount {point}")
-        if " nsfs " in line:
+        if " nsfs " in line and point not in facts["namespaces"]:
             left.append(f"namespace {point}")
     for directory in facts["temporary"]:
         left += [f"temporary {directory}/{name}" for name in os.listdir(directory)]

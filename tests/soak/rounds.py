@@ -28,6 +28,9 @@ SPAN_S = 4.0
 RATE = 4.0
 PEACE_S = 90.0
 HARMS_ENVIRONMENTS = ("fill coordinator's disk", "kill dockerd")
+NAMED_BEFORE = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " nsfs " in line]
+"""Network namespaces that somebody else on this machine has named."""
+
 WITNESSED = ("process", "thread", "chroot", "docker")
 
 
@@ -282,6 +285,7 @@ class Farm:
                 for name in HOSTS
             },
             "homes": [str(home) for home in field_.homes.values()],
+            "namespaces": NAMED_BEFORE,
             "mounts": [str(home) for home in field_.homes.values()],
             "temporary": [str(field_.directory / f"tmp-{name}") for name in field_.homes],
             "docker": dockerd.socket if dockerd is not None else "",
