@@ -23,8 +23,9 @@ _BLOCK_BYTES = 512
 """Of ru_inblock and ru_oublock, which the kernel takes from the same counters as /proc/PID/io: getrusage(2)."""
 
 _UMASK = 0o022
-_RESTORED = tuple(getattr(signal, name) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ") if hasattr(signal, name))
-"""What Python ignores, and a child shall not."""
+_KEPT = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
+_RESTORED = tuple(sorted(signal.valid_signals() - _KEPT))
+"""What Python ignores, or whoever started it, a child shall not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,18 @@ def start(
         extra_groups=account.groups if account and switch else None,
     )
     return Child(popen.pid, popen)
+
+
+def ignore_alone() -> None:
+    """What was ignored when this process began, say by nohup(1), is so still, but not in its children."""
+    for number in signal.valid_signals() - _KEPT - {signal.SIGPIPE}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            with suppress(OSError, ValueError):
+                signal.signal(number, _do_nothing)
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    """A handler, other than SIG_IGN, does not outlive exec: signal(7)."""
 
 
 def own_process() -> None:

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from biruda.process import ignore_alone
 from tests.machines import machine_cache, machine_files
 
 __all__ = ["machine_cache", "machine_files"]  # one template for the tests of every directory
@@ -22,6 +23,7 @@ REAL = (
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+ignore_alone()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

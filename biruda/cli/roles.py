@@ -21,6 +21,7 @@ from biruda.cli.dialling import dialler
 from biruda.config import Config, docker_socket
 from biruda.coordinator.credentials import Credentials
 from biruda.errors import ConfigError, UserError
+from biruda.process import ignore_alone
 
 if TYPE_CHECKING:
     from biruda.coordinator.service import Coordinator
@@ -38,6 +39,7 @@ def serve(home: Path, config: Config, *, master: bool, coordinator: bool) -> int
     if coordinator and works_elsewhere(config):
         master = False  # `up` on a host of another master's farm
     os.umask(0o077)  # a fresh process of its own: nothing shares it yet
+    ignore_alone()
     _make_home(home)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with contextlib.ExitStack() as locks:
