@@ -58,3 +58,11 @@ class Unreachable(EnvironmentFault):
 
 class PeerError(BirudaError):
     """A peer broke the protocol; its connection is closed, and the next one carries on after the last good frame."""
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group of groups: what to tell where one sentence has to do."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

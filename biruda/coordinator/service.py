@@ -23,7 +23,7 @@ from biruda.coordinator.samples import Sampler
 from biruda.coordinator.sources import Sources
 from biruda.coordinator.spawners.protocol import Spawner
 from biruda.coordinator.workers import Worker
-from biruda.errors import BirudaError, EnvironmentFault
+from biruda.errors import BirudaError, EnvironmentFault, first_of
 from biruda.frames import DataFrame, MessageFrame
 from biruda.link import Link, Transport, dial, new_session_id
 from biruda.messages import (
@@ -247,7 +247,7 @@ class Coordinator:
                 await self._one_connection(dial_master)
                 pause_s, told = REDIAL_S / 8, ""
             except* (OSError, TimeoutError, BirudaError) as group:
-                problem = str(_first(group))
+                problem = str(first_of(group))
                 if problem != told:
                     log.warning("no link to the master: %s; trying again", problem)
                     told = problem
@@ -351,10 +351,3 @@ class Coordinator:
 
     def _worker_ended(self, worker: Worker) -> None:
         self.runner.worker_ended(worker)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from biruda.errors import BirudaError, PeerError
+from biruda.errors import BirudaError, PeerError, first_of
 from biruda.master.hosts import Hosts
 from biruda.master.joining import Joining, NotAdmitted
 from biruda.master.linkserver import carry
@@ -64,7 +64,7 @@ class _Dialled:
                 await self._one_connection()
                 pause_s, told = REDIAL_S, ""
             except* (OSError, TimeoutError, BirudaError) as group:
-                problem = str(_first(group))
+                problem = str(first_of(group))
                 if problem != told:
                     log.warning("no link to the coordinator at %s: %s; trying again", self._address, problem)
                     told = problem
@@ -129,10 +129,3 @@ def _text(data: bytes, key: str) -> str:
     if not isinstance(value, str):
         raise PeerError(f"it sent a renewal without `{key}`")
     return value
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
